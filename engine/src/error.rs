@@ -1,0 +1,299 @@
+//! The one error of the engine. Its variants say what the caller does next, its code is stable, its message has the
+//! names and numbers that a person needs.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{NodeId, RegionId, ReplicaId, Sequence, SessionId};
+
+/// `Result` with the engine's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, by what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Error {
+    /// Change the statement: it can never succeed as it is. Nothing was written.
+    Invalid {
+        /// Which rule it breaks.
+        code: Invalid,
+        /// What exactly, by name, and what would be right.
+        message: String,
+    },
+    /// Go to the leader (`hint` where known) and try again. Nothing was written.
+    NotLeader {
+        /// The group that was asked.
+        region: RegionId,
+        /// The leader, as far as the asked replica knows.
+        hint: Option<(ReplicaId, NodeId)>,
+    },
+    /// Refresh the route and try again: the node has no such region.
+    RegionNotFound {
+        /// The region that was asked for.
+        region: RegionId,
+    },
+    /// Refresh the catalog and try again: the request was made for another version of the table.
+    SchemaChanged {
+        /// The region that was asked.
+        region: RegionId,
+        /// The version it has now.
+        version: u64,
+    },
+    /// Wait and try again: no room at present (memory, queue, open procedure). Nothing was written.
+    Busy {
+        /// What is full or under way.
+        what: String,
+    },
+    /// Read the rows anew and decide again: they changed since they were read. Nothing of the request was written.
+    Conflict {
+        /// The region that refused.
+        region: RegionId,
+        /// Positions, within the request, of the rows that changed.
+        rows: Vec<u32>,
+    },
+    /// Open a new session. If the statement was sent before, whether it was applied is not known any more.
+    SessionExpired {
+        /// The session that the region does not know (any more).
+        session: SessionId,
+    },
+    /// Read from a newer snapshot: the region does not keep versions that old.
+    TooOld {
+        /// The region that was asked.
+        region: RegionId,
+        /// The oldest sequence that can still be read.
+        oldest: Sequence,
+    },
+    /// Resend under the same request id, or look: the request may or may not have been applied.
+    Unknown {
+        /// Why nobody knows.
+        message: String,
+    },
+    /// The deadline passed before anything was written.
+    Deadline {
+        /// What was being waited for.
+        waiting_for: String,
+    },
+    /// A part of the statement was written and a part was not: look at the regions named in the message.
+    Partial {
+        /// Regions whose part is durable.
+        written: Vec<RegionId>,
+        /// Why the others' is not.
+        cause: Box<Error>,
+    },
+    /// Restore or replace the replica: stored data is damaged. Nothing was changed.
+    Damaged {
+        /// Path within the store.
+        file: String,
+        /// Where, and what is wrong.
+        message: String,
+    },
+    /// The operating system refused an operation; free space or repair the disk.
+    Io {
+        /// Stable name of the kind (`storage_full`, `not_found`, ..).
+        kind: IoKind,
+        /// What was done to which file.
+        message: String,
+    },
+    /// The node or the region is shutting down; go to another one.
+    Stopped,
+}
+
+/// Rules that a statement can break. The stable code of each is its name in snake case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the codes that users see")]
+pub enum Invalid {
+    Syntax,
+    Unsupported,
+    UnknownTable,
+    UnknownColumn,
+    UnknownFunction,
+    UnknownOption,
+    UnknownJob,
+    DuplicateTable,
+    DuplicateColumn,
+    WrongType,
+    OutOfRange,
+    NotNull,
+    MissingKey,
+    PartitionGap,
+    PartitionOverlap,
+    PartitionRule,
+    KeyChange,
+    Option,
+    Schema,
+    Evaluation,
+    Mismatch,
+    Request,
+}
+
+/// Kinds of [`Error::Io`], as far as a caller could tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of std::io::ErrorKind")]
+pub enum IoKind {
+    StorageFull,
+    NotFound,
+    AlreadyExists,
+    ConnectionLost,
+    TimedOut,
+    Other,
+}
+
+impl Error {
+    /// A statement that breaks the rule `code`.
+    pub fn invalid(code: Invalid, message: impl Into<String>) -> Error {
+        Error::Invalid { code, message: message.into() }
+    }
+
+    /// A failed operation of the disk or network; `what` says on which file or peer.
+    pub fn io(err: &io::Error, what: impl fmt::Display) -> Error {
+        let kind = match err.kind() {
+            io::ErrorKind::StorageFull => IoKind::StorageFull,
+            io::ErrorKind::NotFound => IoKind::NotFound,
+            io::ErrorKind::AlreadyExists => IoKind::AlreadyExists,
+            io::ErrorKind::TimedOut => IoKind::TimedOut,
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => IoKind::ConnectionLost,
+            _ => IoKind::Other,
+        };
+        Error::Io { kind, message: format!("{what}: {err}") }
+    }
+
+    /// The stable code: what a script compares, what a scenario's `error = ".."` names.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Invalid { code, .. } => code.code(),
+            Error::NotLeader { .. } => "not_leader",
+            Error::RegionNotFound { .. } => "region_not_found",
+            Error::SchemaChanged { .. } => "schema_changed",
+            Error::Busy { .. } => "busy",
+            Error::Conflict { .. } => "conflict",
+            Error::SessionExpired { .. } => "session_expired",
+            Error::TooOld { .. } => "too_old",
+            Error::Unknown { .. } => "unknown_outcome",
+            Error::Deadline { .. } => "deadline",
+            Error::Partial { .. } => "partial",
+            Error::Damaged { .. } => "damaged",
+            Error::Io { kind: IoKind::StorageFull, .. } => "storage_full",
+            Error::Io { .. } => "io",
+            Error::Stopped => "stopped",
+        }
+    }
+
+    /// Whether the same request may succeed later without anybody changing it.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Error::NotLeader { .. }
+                | Error::RegionNotFound { .. }
+                | Error::SchemaChanged { .. }
+                | Error::Busy { .. }
+                | Error::Unknown { .. }
+                | Error::Stopped
+                | Error::Io { kind: IoKind::ConnectionLost | IoKind::TimedOut, .. }
+        )
+    }
+
+    /// Whether every replica that applies the same entry in the same state says the same: only such errors may be the
+    /// outcome of an entry; any other one inside apply stops the replica.
+    pub fn is_deterministic(&self) -> bool {
+        matches!(
+            self,
+            Error::Invalid { .. } | Error::SchemaChanged { .. } | Error::Conflict { .. } | Error::SessionExpired { .. }
+        )
+    }
+
+    /// Whether the request may have been applied although it failed.
+    pub fn may_have_applied(&self) -> bool {
+        match self {
+            Error::Unknown { .. } | Error::Partial { .. } => true,
+            Error::Io { kind: IoKind::ConnectionLost | IoKind::TimedOut, .. } => true,
+            Error::SessionExpired { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl Invalid {
+    /// The stable code of the rule.
+    pub fn code(self) -> &'static str {
+        match self {
+            Invalid::Syntax => "syntax",
+            Invalid::Unsupported => "unsupported",
+            Invalid::UnknownTable => "unknown_table",
+            Invalid::UnknownColumn => "unknown_column",
+            Invalid::UnknownFunction => "unknown_function",
+            Invalid::UnknownOption => "unknown_option",
+            Invalid::UnknownJob => "unknown_job",
+            Invalid::DuplicateTable => "duplicate_table",
+            Invalid::DuplicateColumn => "duplicate_column",
+            Invalid::WrongType => "wrong_type",
+            Invalid::OutOfRange => "out_of_range",
+            Invalid::NotNull => "not_null",
+            Invalid::MissingKey => "missing_key",
+            Invalid::PartitionGap => "partition_gap",
+            Invalid::PartitionOverlap => "partition_overlap",
+            Invalid::PartitionRule => "partition_rule",
+            Invalid::KeyChange => "key_change",
+            Invalid::Option => "option",
+            Invalid::Schema => "schema",
+            Invalid::Evaluation => "evaluation",
+            Invalid::Mismatch => "mismatch",
+            Invalid::Request => "request",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] ", self.code())?;
+        match self {
+            Error::Invalid { message, .. } | Error::Unknown { message } | Error::Io { message, .. } => {
+                f.write_str(message)
+            }
+            Error::NotLeader { region, hint: Some((replica, node)) } => {
+                write!(f, "region {region} is led by replica {replica} on node {node}")
+            }
+            Error::NotLeader { region, hint: None } => write!(f, "region {region} has no leader that is known here"),
+            Error::RegionNotFound { region } => write!(f, "region {region} is not on this node"),
+            Error::SchemaChanged { region, version } => {
+                write!(f, "region {region} is at schema version {version} now; plan the statement again")
+            }
+            Error::Busy { what } => write!(f, "{what}; try again later"),
+            Error::Conflict { region, rows } => {
+                write!(f, "{} rows of region {region} changed since they were read", rows.len())
+            }
+            Error::SessionExpired { session } => write!(f, "session {session} is unknown or expired; open a new one"),
+            Error::TooOld { region, oldest } => {
+                write!(f, "region {region} keeps no versions before {oldest}; read at {oldest} or later")
+            }
+            Error::Deadline { waiting_for } => write!(f, "the deadline passed while waiting for {waiting_for}"),
+            Error::Partial { written, cause } => {
+                f.write_str("written in")?;
+                written.iter().try_for_each(|region| write!(f, " {region}"))?;
+                write!(f, ", not elsewhere: {cause}")
+            }
+            Error::Damaged { file, message } => write!(f, "{file} is damaged: {message}"),
+            Error::Stopped => f.write_str("the node is shutting down"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_its_code_and_what_to_do() {
+        let err = Error::invalid(Invalid::NotNull, "column \"carrier\" of table flights is NOT NULL");
+        assert_eq!(err.to_string(), "[not_null] column \"carrier\" of table flights is NOT NULL");
+        assert!(err.is_deterministic() && !err.is_retryable());
+        let err = Error::io(&io::Error::from(io::ErrorKind::StorageFull), "write log/3");
+        assert_eq!(err.code(), "storage_full");
+    }
+}

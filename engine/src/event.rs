@@ -1,0 +1,398 @@
+//! What happens inside a node, said as it happens: the product's log and metrics, and all that a harness sees of it.
+//!
+//! A listener is called synchronously, right after the state changed. It must not block, await or call back. Without a
+//! listener and with logging off an event costs a branch: it is not even built.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence, Vote};
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? })*) => {
+        /// One transition of a node.
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        pub enum Event {
+            $($(#[$doc])* $name { $($(#[$field_doc])* $field: $type),* },)*
+        }
+
+        impl Event {
+            /// Every kind of event with its fields and their types: what a rule of a scenario can name.
+            pub const SCHEMA: &'static [(&'static str, &'static [(&'static str, &'static str)])] = &[
+                $((stringify!($name), &[$((stringify!($field), stringify!($type))),*])),*
+            ];
+
+            /// The kind, as in [`Event::SCHEMA`].
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Event::$name { .. } => stringify!($name)),*
+                }
+            }
+
+            /// The value of the field called `name`, as text; none if this kind has no such field.
+            pub fn field(&self, name: &str) -> Option<String> {
+                match self {
+                    $(Event::$name { $($field),* } => {
+                        $(if name == stringify!($field) {
+                            return Some(shown(&format!("{:?}", $field), $field));
+                        })*
+                        let _ = ($($field,)*);
+                        None
+                    })*
+                }
+            }
+        }
+    };
+}
+
+/// Ids are shown as people write them, all else as Rust does.
+fn shown(debug: &str, field: &dyn std::any::Any) -> String {
+    if let Some(id) = field.downcast_ref::<RegionId>() {
+        return id.to_string();
+    }
+    if let Some(id) = field.downcast_ref::<ReplicaId>() {
+        return id.to_string();
+    }
+    if let Some(id) = field.downcast_ref::<LogId>() {
+        return id.to_string();
+    }
+    if let Some(text) = field.downcast_ref::<String>() {
+        return text.clone();
+    }
+    debug.to_string()
+}
+
+events! {
+    /// The process opened its store and serves.
+    NodeStarted {
+        /// How often the store was opened.
+        incarnation: Incarnation,
+    }
+    /// The process stops by itself: a shutdown, or damage that it must not work around.
+    NodeStopped {
+        /// Why, for people.
+        reason: String,
+    }
+    /// The node's log was read at start.
+    LogOpened {
+        /// Segments found.
+        segments: u64,
+        /// Bytes of the last, unfinished batch that were cut off.
+        torn_bytes: u64,
+    }
+    /// A vote is durable.
+    VoteSaved {
+        /// Who voted.
+        replica: ReplicaId,
+        /// What it promised.
+        vote: Vote,
+    }
+    /// Entries stand in the replica's log and can be read; not yet durable.
+    Appended {
+        /// Whose log.
+        replica: ReplicaId,
+        /// Position of each entry and a digest of its payload.
+        entries: Vec<(LogId, u64)>,
+    }
+    /// Everything up to here is durable in the replica's log.
+    Durable {
+        /// Whose log.
+        replica: ReplicaId,
+        /// The last durable entry.
+        upto: LogId,
+    }
+    /// A conflicting suffix was taken out of the replica's log (durably).
+    Truncated {
+        /// Whose log.
+        replica: ReplicaId,
+        /// The entry that is the last one now.
+        last: Option<LogId>,
+    }
+    /// The replica's log starts after this entry from now on.
+    Purged {
+        /// Whose log.
+        replica: ReplicaId,
+        /// The last entry that is gone.
+        upto: LogId,
+    }
+    /// The replica knows that everything up to here is committed.
+    Committed {
+        /// Who knows.
+        replica: ReplicaId,
+        /// The last committed entry.
+        upto: LogId,
+    }
+    /// The replica won the election of a term.
+    BecameLeader {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// The term, which has no other leader.
+        term: u64,
+    }
+    /// A membership stands in the replica's log: it counts from now on, committed or not.
+    MembershipEffective {
+        /// Whose log.
+        replica: ReplicaId,
+        /// Where.
+        log_id: LogId,
+        /// The sets of voters (two while a change is under way).
+        voters: Vec<Vec<ReplicaId>>,
+    }
+    /// A replica was opened from its manifest; its log is replayed next.
+    ReplicaOpened {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Everything up to here is in files.
+        flushed: Option<LogId>,
+        /// Sequence of the last row that is in files.
+        flushed_sequence: Sequence,
+    }
+    /// A committed entry changed the replica's state.
+    Applied {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The node's incarnation.
+        incarnation: Incarnation,
+        /// The entry.
+        log_id: LogId,
+        /// The entry's payload (an encoded `region::Command` or `meta::Command`); empty for entries of raft's own.
+        command: Bytes,
+        /// The encoded answer, the same on every replica.
+        outcome: Bytes,
+        /// Sequence of the newest row after the entry.
+        sequence: Sequence,
+        /// Digest of the replica's logical content after the entry, the same on every replica.
+        digest: u64,
+    }
+    /// A flush froze the memtable.
+    FlushStarted {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry that the flush covers.
+        upto: LogId,
+        /// Rows (versions) that it writes.
+        rows: u64,
+    }
+    /// The flushed rows are in files, the manifest says so durably.
+    FlushFinished {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry that is in files now.
+        upto: LogId,
+        /// Sequence of the last row that is in files now.
+        sequence: Sequence,
+        /// Rows (versions) written.
+        rows: u64,
+    }
+    /// A flush was given up; its rows stay in memory and in the log.
+    FlushFailed {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why, for people.
+        reason: String,
+    }
+    /// A manifest edit is durable.
+    ManifestEdited {
+        /// The replica.
+        replica: ReplicaId,
+        /// Number of the edit.
+        version: u64,
+    }
+    /// A manifest checkpoint is durable and older edits are no longer needed.
+    ManifestCheckpointed {
+        /// The replica.
+        replica: ReplicaId,
+        /// The last edit that it contains.
+        version: u64,
+    }
+    /// What reads see of the replica was exchanged: same content, other memtables and files.
+    VersionSwapped {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// `open`, `flush`, `install`.
+        why: String,
+    }
+    /// A replica begins to send its state to another one.
+    SnapshotSending {
+        /// The group.
+        region: RegionId,
+        /// The receiver.
+        to: ReplicaId,
+        /// The last entry that it contains.
+        last: LogId,
+    }
+    /// A replica replaced its state by a leader's.
+    SnapshotInstalled {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry that it contains.
+        last: LogId,
+    }
+    /// A replica was made on this node.
+    ReplicaCreated {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+    }
+    /// A replica is gone from this node, its files and its log too.
+    ReplicaDropped {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+    }
+    /// A raft instance died of a failed log write and is opened anew.
+    ReplicaReopening {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why, for people.
+        reason: String,
+    }
+    /// A leader hands over on request.
+    TransferStarted {
+        /// The group.
+        region: RegionId,
+        /// The leader until now.
+        from: ReplicaId,
+        /// The one that is asked to stand.
+        to: ReplicaId,
+    }
+    /// A write was proposed by the leader and is not yet answered.
+    WriteProposed {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Rows in it.
+        rows: u64,
+    }
+    /// A resent write was answered from what the region remembers, and not applied again.
+    WriteRepeated {
+        /// The group.
+        region: RegionId,
+        /// The replica that answered.
+        replica: ReplicaId,
+    }
+    /// A write was refused at apply because rows changed since they were read.
+    WriteConflict {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Rows that changed.
+        rows: u64,
+    }
+    /// A step of a table-level procedure took effect and is recorded.
+    ProcedureStep {
+        /// The procedure.
+        procedure: u64,
+        /// `create_table`, `drop_table`.
+        kind: String,
+        /// The step that is done.
+        step: String,
+    }
+    /// A frontend sent a statement to another place because the route had changed.
+    RouteRefreshed {
+        /// The region whose leader was not where it was thought to be.
+        region: RegionId,
+    }
+    /// A connection to a peer was made.
+    PeerConnected {
+        /// The peer.
+        peer: NodeId,
+    }
+    /// A connection to a peer was lost.
+    PeerLost {
+        /// The peer.
+        peer: NodeId,
+        /// Requests whose outcome is unknown because of it.
+        unanswered: u64,
+    }
+}
+
+/// Hears what happens.
+pub trait Listen: Send + Sync + 'static {
+    /// Called at the event, synchronously. Must not block, await or call back into the engine.
+    fn on_event(&self, node: NodeId, event: &Event);
+}
+
+/// Where a node's events go: to the log (level DEBUG) and to the listener.
+#[derive(Clone)]
+pub struct Events {
+    node: NodeId,
+    listener: Option<Arc<dyn Listen>>,
+}
+
+impl Events {
+    /// Events of `node`, to the log only.
+    pub fn of(node: NodeId) -> Events {
+        Events { node, listener: None }
+    }
+
+    /// Events of `node`, to the log and to `listener`.
+    pub fn heard_by(node: NodeId, listener: Arc<dyn Listen>) -> Events {
+        Events { node, listener: Some(listener) }
+    }
+
+    /// The node they are of.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Says that `event` happened. It is built only if somebody hears it.
+    pub fn emit(&self, event: impl FnOnce() -> Event) {
+        let logged = tracing::enabled!(tracing::Level::DEBUG);
+        if self.listener.is_none() && !logged {
+            return;
+        }
+        let event = event();
+        if logged {
+            tracing::debug!(node = self.node.0, ?event);
+        }
+        if let Some(listener) = &self.listener {
+            listener.on_event(self.node, &event);
+        }
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_names_the_fields_that_can_be_asked_for() {
+        let event = Event::BecameLeader { region: RegionId::META, replica: ReplicaId(3), term: 7 };
+        let (_, fields) = Event::SCHEMA.iter().find(|(name, _)| *name == event.name()).unwrap();
+        let values: Vec<_> = fields.iter().map(|(field, _)| event.field(field).unwrap()).collect();
+        assert_eq!(values, ["meta", "r3", "7"]);
+        assert_eq!(event.field("nothing"), None);
+    }
+}

@@ -1,0 +1,12 @@
+//! Seedbed: a region engine with incremental materialized views; each region is a raft group.
+#![warn(missing_docs)]
+
+pub mod clock;
+pub mod disk;
+pub mod error;
+pub mod event;
+pub mod net;
+pub mod options;
+pub mod types;
+
+pub use error::{Error, Result};

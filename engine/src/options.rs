@@ -1,0 +1,144 @@
+//! Everything that can be tuned, as plain data. No handles, no clocks; nothing of it is a constant in code.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Invalid, Result};
+
+/// Tunables of a node, the same on all nodes of a cluster. Sizes are in bytes, times in milliseconds, as the names say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// How often a leader tells its followers that it is there.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing for a time between these two bounds stands for election.
+    pub election_min_ms: u64,
+    /// Upper bound, see `election_min_ms`.
+    pub election_max_ms: u64,
+    /// Entries that one message to a follower carries at most.
+    pub raft_batch_entries: u64,
+    /// Entries that stay in the log behind a flush, so that a follower that lags a little needs no snapshot.
+    pub raft_keep_entries: u64,
+    /// A log segment is closed when it is larger than this.
+    pub log_segment_bytes: u64,
+    /// Payloads of recent entries that are kept in memory, per node.
+    pub log_cache_bytes: u64,
+    /// A region flushes when its memtable holds more versions than this.
+    pub memtable_rows: u64,
+    /// A region flushes when its memtable takes more memory than this.
+    pub memtable_bytes: u64,
+    /// A region with rows or entries in memory flushes at least this often.
+    pub flush_interval_ms: u64,
+    /// A manifest is checkpointed after this many edits.
+    pub manifest_checkpoint_edits: u64,
+    /// Rows of a row group of an SST: the unit of pruning.
+    pub sst_row_group_rows: u64,
+    /// Rows of the batches that a scan answers with.
+    pub scan_batch_rows: u64,
+    /// Piece of a file that a snapshot is sent in.
+    pub snapshot_chunk_bytes: u64,
+    /// A request to a peer that is not answered within this time has an unknown outcome.
+    pub rpc_timeout_ms: u64,
+    /// Requests that one connection has under way at most; further ones wait.
+    pub rpc_window: u64,
+    /// A frame larger than this is refused.
+    pub rpc_frame_bytes: u64,
+    /// A statement without a deadline of its own gives up after this time.
+    pub statement_timeout_ms: u64,
+    /// Rows of one write to one region; a larger INSERT is cut.
+    pub write_batch_rows: u64,
+    /// Writes that a region has proposed and not yet applied at most; further ones wait.
+    pub write_window: u64,
+    /// A session is expired after this many other sessions wrote to the region since its last request.
+    pub session_window: u64,
+    /// Requests of one session that a region remembers at most above the mark that the client acknowledged.
+    pub session_requests: u64,
+    /// Pause before the first retry of a step of a procedure; doubles up to `retry_max_ms`.
+    pub retry_min_ms: u64,
+    /// Upper bound, see `retry_min_ms`.
+    pub retry_max_ms: u64,
+}
+
+impl Default for Options {
+    /// For production: GreptimeDB's orders of magnitude.
+    fn default() -> Self {
+        Options {
+            heartbeat_ms: 200,
+            election_min_ms: 1_000,
+            election_max_ms: 2_000,
+            raft_batch_entries: 512,
+            raft_keep_entries: 1_000,
+            log_segment_bytes: 64 << 20,
+            log_cache_bytes: 64 << 20,
+            memtable_rows: 1_000_000,
+            memtable_bytes: 64 << 20,
+            flush_interval_ms: 3_600_000,
+            manifest_checkpoint_edits: 10,
+            sst_row_group_rows: 100_000,
+            scan_batch_rows: 8_192,
+            snapshot_chunk_bytes: 1 << 20,
+            rpc_timeout_ms: 2_000,
+            rpc_window: 256,
+            rpc_frame_bytes: 64 << 20,
+            statement_timeout_ms: 30_000,
+            write_batch_rows: 8_192,
+            write_window: 64,
+            session_window: 10_000,
+            session_requests: 1_024,
+            retry_min_ms: 20,
+            retry_max_ms: 1_000,
+        }
+    }
+}
+
+impl Options {
+    /// Checks each value and those that depend on each other. The error names the option and its legal range.
+    pub fn validate(&self) -> Result<()> {
+        let least = |name: &str, value: u64, least: u64| {
+            if value >= least {
+                return Ok(());
+            }
+            Err(Error::invalid(Invalid::Option, format!("{name} = {value}: must be at least {least}")))
+        };
+        least("heartbeat_ms", self.heartbeat_ms, 1)?;
+        least("election_min_ms", self.election_min_ms, self.heartbeat_ms * 2)?;
+        least("election_max_ms", self.election_max_ms, self.election_min_ms + 1)?;
+        least("raft_batch_entries", self.raft_batch_entries, 1)?;
+        least("log_segment_bytes", self.log_segment_bytes, 4_096)?;
+        least("memtable_rows", self.memtable_rows, 1)?;
+        least("memtable_bytes", self.memtable_bytes, 1_024)?;
+        least("flush_interval_ms", self.flush_interval_ms, 1)?;
+        least("manifest_checkpoint_edits", self.manifest_checkpoint_edits, 1)?;
+        least("sst_row_group_rows", self.sst_row_group_rows, 1)?;
+        least("scan_batch_rows", self.scan_batch_rows, 1)?;
+        least("snapshot_chunk_bytes", self.snapshot_chunk_bytes, 64)?;
+        least("rpc_timeout_ms", self.rpc_timeout_ms, 1)?;
+        least("rpc_window", self.rpc_window, 1)?;
+        least("rpc_frame_bytes", self.rpc_frame_bytes, 1 << 16)?;
+        least("statement_timeout_ms", self.statement_timeout_ms, 1)?;
+        least("write_batch_rows", self.write_batch_rows, 1)?;
+        least("write_window", self.write_window, 1)?;
+        least("session_window", self.session_window, 1)?;
+        least("session_requests", self.session_requests, 1)?;
+        least("retry_min_ms", self.retry_min_ms, 1)?;
+        least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_a_wrong_value_is_named() {
+        Options::default().validate().unwrap();
+        let options = Options { election_min_ms: 100, ..Options::default() };
+        let err = options.validate().unwrap_err();
+        assert_eq!(err.to_string(), "[option] election_min_ms = 100: must be at least 400");
+    }
+
+    #[test]
+    fn an_unknown_option_is_an_error() {
+        let err = toml::from_str::<Options>("memtable_row = 3").unwrap_err();
+        assert!(err.message().contains("memtable_row"), "{err}");
+    }
+}

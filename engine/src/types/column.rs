@@ -1,0 +1,277 @@
+//! Column types and table schemas.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit as ArrowTimeUnit};
+use serde::{Deserialize, Serialize};
+
+use super::Value;
+
+/// Names a column for its whole life: a column dropped and added again under the same name has another id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ColumnId(pub u32);
+
+/// The unit of a TIMESTAMP column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TimeUnit {
+    /// TIMESTAMP(0)
+    Second,
+    /// TIMESTAMP(3)
+    Millisecond,
+    /// TIMESTAMP(6)
+    Microsecond,
+    /// TIMESTAMP(9)
+    Nanosecond,
+}
+
+impl TimeUnit {
+    fn to_arrow(self) -> ArrowTimeUnit {
+        match self {
+            TimeUnit::Second => ArrowTimeUnit::Second,
+            TimeUnit::Millisecond => ArrowTimeUnit::Millisecond,
+            TimeUnit::Microsecond => ArrowTimeUnit::Microsecond,
+            TimeUnit::Nanosecond => ArrowTimeUnit::Nanosecond,
+        }
+    }
+}
+
+/// The types that a column can have. Closed: everything that encodes a value matches on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each variant is the Arrow and SQL type of its name")]
+pub enum ColumnType {
+    Boolean,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    UInt8,
+    UInt16,
+    UInt32,
+    UInt64,
+    Float32,
+    Float64,
+    /// DECIMAL(precision 1 to 38, scale 0 to precision).
+    Decimal {
+        precision: u8,
+        scale: i8,
+    },
+    String,
+    Binary,
+    Date,
+    Timestamp(TimeUnit),
+}
+
+impl ColumnType {
+    /// The Arrow type that columns of this type have in memory, on the wire and in files.
+    pub fn to_arrow(self) -> DataType {
+        match self {
+            ColumnType::Boolean => DataType::Boolean,
+            ColumnType::Int8 => DataType::Int8,
+            ColumnType::Int16 => DataType::Int16,
+            ColumnType::Int32 => DataType::Int32,
+            ColumnType::Int64 => DataType::Int64,
+            ColumnType::UInt8 => DataType::UInt8,
+            ColumnType::UInt16 => DataType::UInt16,
+            ColumnType::UInt32 => DataType::UInt32,
+            ColumnType::UInt64 => DataType::UInt64,
+            ColumnType::Float32 => DataType::Float32,
+            ColumnType::Float64 => DataType::Float64,
+            ColumnType::Decimal { precision, scale } => DataType::Decimal128(precision, scale),
+            ColumnType::String => DataType::Utf8,
+            ColumnType::Binary => DataType::Binary,
+            ColumnType::Date => DataType::Date32,
+            ColumnType::Timestamp(unit) => DataType::Timestamp(unit.to_arrow(), None),
+        }
+    }
+
+    /// The column type that is stored as `data_type`; none for an Arrow type that no column has.
+    pub fn from_arrow(data_type: &DataType) -> Option<ColumnType> {
+        Some(match data_type {
+            DataType::Boolean => ColumnType::Boolean,
+            DataType::Int8 => ColumnType::Int8,
+            DataType::Int16 => ColumnType::Int16,
+            DataType::Int32 => ColumnType::Int32,
+            DataType::Int64 => ColumnType::Int64,
+            DataType::UInt8 => ColumnType::UInt8,
+            DataType::UInt16 => ColumnType::UInt16,
+            DataType::UInt32 => ColumnType::UInt32,
+            DataType::UInt64 => ColumnType::UInt64,
+            DataType::Float32 => ColumnType::Float32,
+            DataType::Float64 => ColumnType::Float64,
+            DataType::Decimal128(precision, scale) => ColumnType::Decimal { precision: *precision, scale: *scale },
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => ColumnType::String,
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView => ColumnType::Binary,
+            DataType::Date32 => ColumnType::Date,
+            DataType::Timestamp(ArrowTimeUnit::Second, _) => ColumnType::Timestamp(TimeUnit::Second),
+            DataType::Timestamp(ArrowTimeUnit::Millisecond, _) => ColumnType::Timestamp(TimeUnit::Millisecond),
+            DataType::Timestamp(ArrowTimeUnit::Microsecond, _) => ColumnType::Timestamp(TimeUnit::Microsecond),
+            DataType::Timestamp(ArrowTimeUnit::Nanosecond, _) => ColumnType::Timestamp(TimeUnit::Nanosecond),
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for ColumnType {
+    /// The type as SQL writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ColumnType::Boolean => f.write_str("BOOLEAN"),
+            ColumnType::Int8 => f.write_str("TINYINT"),
+            ColumnType::Int16 => f.write_str("SMALLINT"),
+            ColumnType::Int32 => f.write_str("INT"),
+            ColumnType::Int64 => f.write_str("BIGINT"),
+            ColumnType::UInt8 => f.write_str("TINYINT UNSIGNED"),
+            ColumnType::UInt16 => f.write_str("SMALLINT UNSIGNED"),
+            ColumnType::UInt32 => f.write_str("INT UNSIGNED"),
+            ColumnType::UInt64 => f.write_str("BIGINT UNSIGNED"),
+            ColumnType::Float32 => f.write_str("FLOAT"),
+            ColumnType::Float64 => f.write_str("DOUBLE"),
+            ColumnType::Decimal { precision, scale } => write!(f, "DECIMAL({precision}, {scale})"),
+            ColumnType::String => f.write_str("STRING"),
+            ColumnType::Binary => f.write_str("BINARY"),
+            ColumnType::Date => f.write_str("DATE"),
+            ColumnType::Timestamp(TimeUnit::Second) => f.write_str("TIMESTAMP(0)"),
+            ColumnType::Timestamp(TimeUnit::Millisecond) => f.write_str("TIMESTAMP(3)"),
+            ColumnType::Timestamp(TimeUnit::Microsecond) => f.write_str("TIMESTAMP(6)"),
+            ColumnType::Timestamp(TimeUnit::Nanosecond) => f.write_str("TIMESTAMP(9)"),
+        }
+    }
+}
+
+/// What a column holds when a statement does not name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ColumnDefault {
+    /// The same value for every row.
+    Constant(Value),
+    /// An expression that differs from call to call (`now()`): the frontend evaluates it once per statement, before
+    /// the write is proposed. The text is SQL.
+    Impure(String),
+}
+
+/// A column of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Never reused within the table.
+    pub id: ColumnId,
+    /// Unique within the table, as written (case is kept, lookups are exact).
+    pub name: String,
+    /// What it holds.
+    pub column_type: ColumnType,
+    /// Whether NULL is allowed. Never for key columns.
+    pub nullable: bool,
+    /// What an INSERT that does not name the column writes; without one: NULL, or an error where NULL is not allowed.
+    pub default: Option<ColumnDefault>,
+}
+
+/// The columns of a table and its row key: PRIMARY KEY columns, then the TIME INDEX (if any).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schema {
+    /// Grows by one with each change of the columns. Counts from 1.
+    pub version: u64,
+    columns: Vec<Column>,
+    /// Positions in `columns` of the PRIMARY KEY, in key order.
+    primary_key: Vec<usize>,
+    /// Position in `columns` of the TIME INDEX.
+    time_index: Option<usize>,
+}
+
+/// Why some columns are no schema. The message names the column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant is explained by its message")]
+pub enum SchemaError {
+    #[error("column {0:?} is defined twice")]
+    DuplicateColumn(String),
+    #[error("key column {0:?} is not defined")]
+    UnknownKeyColumn(String),
+    #[error("column {0:?} is named twice in the row key")]
+    DuplicateKeyColumn(String),
+    #[error("a table needs a PRIMARY KEY or a TIME INDEX")]
+    NoKey,
+    #[error("TIME INDEX {0:?} is no TIMESTAMP")]
+    TimeIndexType(String),
+    #[error("column name {0:?} is reserved: names that start with two underscores are the engine's")]
+    ReservedName(String),
+}
+
+impl Schema {
+    /// Columns, the names of the PRIMARY KEY in key order, and the name of the TIME INDEX. Key columns become NOT NULL.
+    pub fn new(
+        version: u64,
+        mut columns: Vec<Column>,
+        primary_key: &[String],
+        time_index: Option<&str>,
+    ) -> Result<Schema, SchemaError> {
+        for (at, column) in columns.iter().enumerate() {
+            if columns[..at].iter().any(|other| other.name == column.name) {
+                return Err(SchemaError::DuplicateColumn(column.name.clone()));
+            }
+            if column.name.starts_with("__") {
+                return Err(SchemaError::ReservedName(column.name.clone()));
+            }
+        }
+        let position = |name: &str| {
+            columns
+                .iter()
+                .position(|column| column.name == name)
+                .ok_or_else(|| SchemaError::UnknownKeyColumn(name.to_string()))
+        };
+        let primary_key = primary_key.iter().map(|name| position(name)).collect::<Result<Vec<_>, _>>()?;
+        let time_index = time_index.map(position).transpose()?;
+        let key: Vec<usize> = primary_key.iter().copied().chain(time_index).collect();
+        if key.is_empty() {
+            return Err(SchemaError::NoKey);
+        }
+        for (at, column) in key.iter().enumerate() {
+            if key[..at].contains(column) {
+                return Err(SchemaError::DuplicateKeyColumn(columns[*column].name.clone()));
+            }
+            columns[*column].nullable = false;
+        }
+        if let Some(at) = time_index
+            && !matches!(columns[at].column_type, ColumnType::Timestamp(_))
+        {
+            return Err(SchemaError::TimeIndexType(columns[at].name.clone()));
+        }
+        Ok(Schema { version, columns, primary_key, time_index })
+    }
+
+    /// All columns, in the order of the table.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Position and definition of the column called `name`.
+    pub fn column(&self, name: &str) -> Option<(usize, &Column)> {
+        self.columns.iter().enumerate().find(|(_, column)| column.name == name)
+    }
+
+    /// Positions of the PRIMARY KEY columns, in key order.
+    pub fn primary_key(&self) -> &[usize] {
+        &self.primary_key
+    }
+
+    /// Position of the TIME INDEX column.
+    pub fn time_index(&self) -> Option<usize> {
+        self.time_index
+    }
+
+    /// Positions of the row key's columns: PRIMARY KEY, then TIME INDEX.
+    pub fn key(&self) -> Vec<usize> {
+        self.primary_key.iter().copied().chain(self.time_index).collect()
+    }
+
+    /// Whether the column at `position` is part of the row key.
+    pub fn is_key(&self, position: usize) -> bool {
+        self.primary_key.contains(&position) || self.time_index == Some(position)
+    }
+
+    /// The shape of a batch of whole rows of this table, in the order of the table.
+    ///
+    /// Fields outside the key are nullable here whatever the table says: a tombstone carries NULL in them.
+    pub fn to_arrow(&self) -> SchemaRef {
+        let field =
+            |(at, column): (usize, &Column)| Field::new(&column.name, column.column_type.to_arrow(), !self.is_key(at));
+        Arc::new(ArrowSchema::new(self.columns.iter().enumerate().map(field).collect::<Vec<_>>()))
+    }
+}

@@ -1,0 +1,17 @@
+//! The words that every other module speaks: ids, positions in a log, values, schemas, keys.
+//!
+//! Nothing here does I/O, reads a clock or knows of a node; this module depends on no other.
+
+mod batch;
+mod column;
+mod id;
+mod key;
+mod value;
+
+pub use batch::{ColumnarError, decode_batch, encode_batch};
+pub use column::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TimeUnit};
+pub use id::{
+    Incarnation, LogId, NodeId, Op, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId, Timestamp, Vote,
+};
+pub use key::{Key, KeyError, decode_key, encode_key, encode_keys};
+pub use value::Value;
