@@ -239,3 +239,6 @@ mod os {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod memory;
