@@ -5,8 +5,11 @@ pub mod clock;
 pub mod disk;
 pub mod error;
 pub mod event;
+pub mod meta;
 pub mod net;
 pub mod options;
+pub mod region;
+pub mod server;
 pub mod types;
 
 pub use error::{Error, Result};

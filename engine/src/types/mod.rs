@@ -6,6 +6,7 @@ mod batch;
 mod column;
 mod id;
 mod key;
+mod predicate;
 mod value;
 
 pub use batch::{ColumnarError, decode_batch, encode_batch};
@@ -14,4 +15,5 @@ pub use id::{
     Incarnation, LogId, NodeId, Op, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId, Timestamp, Vote,
 };
 pub use key::{Key, KeyError, decode_key, encode_key, encode_keys};
+pub use predicate::{Condition, Predicate};
 pub use value::Value;

@@ -1,0 +1,52 @@
+//! What can be asked of meta (raft group 0), and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{CreateTable, TableDef};
+use crate::types::SessionId;
+
+/// A request to the leader of the meta group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MetaRequest {
+    /// Start (or find) the procedure that creates a table, and wait until it is through. `request` names it: a resent
+    /// one finds the procedure of the first.
+    CreateTable {
+        /// The table.
+        table: CreateTable,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
+    /// Start (or find) the procedure that drops a table, and wait until it is through.
+    DropTable {
+        /// Its name.
+        name: String,
+        /// Whether it is fine that there is no such table.
+        if_exists: bool,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
+    /// The table of that name, linearizably. None: there is none.
+    Table {
+        /// Its name.
+        name: String,
+    },
+    /// All tables, by name, linearizably.
+    Tables,
+    /// A session id that was never given out.
+    OpenSession,
+}
+
+/// The answer of meta.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MetaAnswer {
+    /// To `CreateTable`: the table as created (or as it existed already).
+    Created(TableDef),
+    /// To `DropTable`: whether there was such a table.
+    Dropped(bool),
+    /// To `Table`.
+    Table(Option<TableDef>),
+    /// To `Tables`.
+    Tables(Vec<TableDef>),
+    /// To `OpenSession`.
+    Session(SessionId),
+}

@@ -1,0 +1,101 @@
+//! What can be asked of a region, and what it answers. The same values travel between nodes.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Key, LogId, NodeId, Predicate, RegionId, ReplicaId, RequestId, Sequence};
+
+/// Rows to put and delete in one region, as one entry: all of them or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteRequest {
+    /// The version of the schema that `rows` were made for.
+    pub schema_version: u64,
+    /// Whole rows in the order of the table's columns, by [`encode_batch`](crate::types::encode_batch). Of a row to
+    /// delete only the key columns count; the others are NULL.
+    pub rows: Bytes,
+    /// One byte a row, see [`Op`](crate::types::Op). Empty: all rows are put.
+    pub ops: Bytes,
+    /// One a row: the sequence of the version that the row was computed from, 0 for "there was none". Empty: the write
+    /// is unconditional. If any row has another newest version when the entry is applied, nothing is written.
+    pub expected: Vec<Sequence>,
+    /// Names the request so that a resent one is applied once. Without it a resent one is applied again.
+    pub request: Option<RequestId>,
+    /// The client has the answers of all statements of its session below this one: the region may forget them.
+    pub acknowledged: u64,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteAnswer {
+    /// Rows put and deleted.
+    pub rows: u64,
+    /// The sequence of the last of them: a read at it or later sees the write.
+    pub sequence: Sequence,
+}
+
+/// Which rows to read of one region. The answer is one page; `next` of the answer continues it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanRequest {
+    /// The version of the schema that the columns are meant by.
+    pub schema_version: u64,
+    /// Names of the columns to return, in this order. Empty: only the number of rows counts.
+    pub columns: Vec<String>,
+    /// All must hold. May return rows for which they do not.
+    pub predicates: Vec<Predicate>,
+    /// Read as of this sequence. None: as of now, linearizably; the answer says what that was.
+    pub upto: Option<Sequence>,
+    /// Only rows behind this key: where the page before ended.
+    pub after: Option<Key>,
+    /// Return a page of about this many rows, at most as many as fit a frame. 0: as many as options say.
+    pub page_rows: u64,
+    /// Append the column `__sequence` (UINT64): the version that each row has.
+    pub with_sequence: bool,
+    /// Return tombstones too, with the column `__op` (UINT8, behind `__sequence`).
+    pub include_deleted: bool,
+}
+
+/// One page of rows, in key order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanAnswer {
+    /// Batches by [`encode_batch`](crate::types::encode_batch), of the columns asked for.
+    pub batches: Vec<Bytes>,
+    /// Rows in them.
+    pub rows: u64,
+    /// The sequence that was read at: ask further pages with it.
+    pub sequence: Sequence,
+    /// Where the next page begins; none: that was all.
+    pub next: Option<Key>,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The group.
+    pub region: RegionId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+    /// Whether it leads, as far as it knows.
+    pub is_leader: bool,
+    /// The leader, as far as it knows.
+    pub leader: Option<(ReplicaId, NodeId)>,
+    /// Its term.
+    pub term: u64,
+    /// The last entry it applied.
+    pub applied: Option<LogId>,
+    /// The last entry that is in files.
+    pub flushed: Option<LogId>,
+    /// The newest sequence that can be read.
+    pub sequence: Sequence,
+    /// Versions in memtables.
+    pub memtable_rows: u64,
+    /// Memory of the memtables.
+    pub memtable_bytes: u64,
+    /// Number of SSTs.
+    pub ssts: u64,
+    /// Bytes of SSTs.
+    pub sst_bytes: u64,
+    /// Version of the schema.
+    pub schema_version: u64,
+}

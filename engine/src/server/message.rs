@@ -1,0 +1,209 @@
+//! The messages between nodes. What a frame carries is [`Request`] or the `Result` of a [`Response`], by postcard.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::meta::catalog::TableDef;
+use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
+use crate::types::{NodeId, RegionId, ReplicaId};
+
+/// What one node asks of another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// A message between two replicas of a group, encoded by `raft`.
+    Raft {
+        /// The receiver.
+        to: ReplicaId,
+        /// Which verb, so that a fault can be aimed at it.
+        verb: RaftVerb,
+        /// The message.
+        message: Bytes,
+    },
+    /// Rows to write: to the region's leader.
+    Write {
+        /// The region.
+        region: RegionId,
+        /// The rows.
+        write: WriteRequest,
+    },
+    /// Rows to read: to the region's leader.
+    Scan {
+        /// The region.
+        region: RegionId,
+        /// Which rows.
+        scan: ScanRequest,
+    },
+    /// Make a replica, or find it made already with the same definition.
+    CreateReplica {
+        /// The region.
+        region: RegionId,
+        /// The replica, which is this node's.
+        replica: ReplicaId,
+        /// The table that it is of.
+        table: Box<TableDef>,
+    },
+    /// Form the group of these replicas, once: asked of one of them. Fine if it is formed already.
+    InitGroup {
+        /// The region.
+        region: RegionId,
+        /// All its replicas.
+        members: BTreeMap<ReplicaId, NodeId>,
+    },
+    /// Remove a replica with its files and its log. Fine if it is gone.
+    DropReplica {
+        /// The region.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Write the memtables of the region's replica on this node to files.
+    Flush {
+        /// The region.
+        region: RegionId,
+    },
+    /// Hand leadership to the replica `to`: asked of the leader.
+    Transfer {
+        /// The region.
+        region: RegionId,
+        /// Who should lead.
+        to: ReplicaId,
+    },
+    /// The states of this node's replicas, or of the one of `region`.
+    Status {
+        /// Which one; none: all.
+        region: Option<RegionId>,
+    },
+    /// A request to meta's leader.
+    Meta(MetaRequest),
+    /// A statement of a client of the real server, in a session of the frontend on that node.
+    Sql {
+        /// The client's session, 0: none yet.
+        session: u64,
+        /// The statement.
+        sql: String,
+    },
+}
+
+/// The verbs of the raft protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are raft's")]
+pub enum RaftVerb {
+    Append,
+    Vote,
+    PreVote,
+    Snapshot,
+    Transfer,
+}
+
+/// The answer to the [`Request`] of the same name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "see the requests")]
+pub enum Response {
+    Raft(Bytes),
+    Write(WriteAnswer),
+    Scan(ScanAnswer),
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Transfer`.
+    Done,
+    Status(Vec<ReplicaStatus>),
+    Meta(MetaAnswer),
+    Sql(SqlAnswer),
+}
+
+/// What a statement of a client of the real server gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SqlAnswer {
+    /// The session that further statements name.
+    pub session: u64,
+    /// Rows written, for statements that write.
+    pub affected: Option<u64>,
+    /// Rows read: an Arrow IPC stream, for statements that read.
+    pub rows: Option<Bytes>,
+}
+
+/// The kind of a frame: in its header, so that a fault can be aimed at it without decoding the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "one a request; raft's by verb")]
+pub enum Kind {
+    Append = 1,
+    Vote = 2,
+    PreVote = 3,
+    Snapshot = 4,
+    RaftTransfer = 5,
+    Write = 6,
+    Scan = 7,
+    CreateReplica = 8,
+    InitGroup = 9,
+    DropReplica = 10,
+    Flush = 11,
+    Transfer = 12,
+    Status = 13,
+    Meta = 14,
+    Sql = 15,
+}
+
+impl Kind {
+    /// All kinds with the names that scenarios use.
+    pub const ALL: &'static [(Kind, &'static str)] = &[
+        (Kind::Append, "append"),
+        (Kind::Vote, "vote"),
+        (Kind::PreVote, "pre_vote"),
+        (Kind::Snapshot, "snapshot"),
+        (Kind::RaftTransfer, "raft_transfer"),
+        (Kind::Write, "write"),
+        (Kind::Scan, "scan"),
+        (Kind::CreateReplica, "create_replica"),
+        (Kind::InitGroup, "init_group"),
+        (Kind::DropReplica, "drop_replica"),
+        (Kind::Flush, "flush"),
+        (Kind::Transfer, "transfer"),
+        (Kind::Status, "status"),
+        (Kind::Meta, "meta"),
+        (Kind::Sql, "sql"),
+    ];
+
+    /// The kind that is written as `byte`.
+    pub fn from_byte(byte: u8) -> Option<Kind> {
+        Kind::ALL.iter().map(|(kind, _)| *kind).find(|kind| *kind as u8 == byte)
+    }
+
+    /// The name that scenarios use.
+    pub fn name(self) -> &'static str {
+        Kind::ALL.iter().find(|(kind, _)| *kind == self).expect("ALL has all").1
+    }
+}
+
+impl Request {
+    /// The kind that stands in the frame's header.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Request::Raft { verb: RaftVerb::Append, .. } => Kind::Append,
+            Request::Raft { verb: RaftVerb::Vote, .. } => Kind::Vote,
+            Request::Raft { verb: RaftVerb::PreVote, .. } => Kind::PreVote,
+            Request::Raft { verb: RaftVerb::Snapshot, .. } => Kind::Snapshot,
+            Request::Raft { verb: RaftVerb::Transfer, .. } => Kind::RaftTransfer,
+            Request::Write { .. } => Kind::Write,
+            Request::Scan { .. } => Kind::Scan,
+            Request::CreateReplica { .. } => Kind::CreateReplica,
+            Request::InitGroup { .. } => Kind::InitGroup,
+            Request::DropReplica { .. } => Kind::DropReplica,
+            Request::Flush { .. } => Kind::Flush,
+            Request::Transfer { .. } => Kind::Transfer,
+            Request::Status { .. } => Kind::Status,
+            Request::Meta(_) => Kind::Meta,
+            Request::Sql { .. } => Kind::Sql,
+        }
+    }
+
+    /// Whether sending it twice is no different from sending it once, so that it may be retried after a lost answer.
+    pub fn is_idempotent(&self) -> bool {
+        match self {
+            Request::Write { write, .. } => write.request.is_some(),
+            Request::Sql { .. } => false,
+            _ => true,
+        }
+    }
+}
