@@ -1,0 +1,405 @@
+//! What a scan reads, resolved once against the schema: columns, conditions, key range.
+//!
+//! Where a condition may be used is the heart of it. The versions of one row share their key, so a condition on a *key*
+//! column removes all of them or none: it may prune files, row groups and rows before versions are merged. A condition on
+//! a *field* may hold of an old version and not of the newest: used before the merge it would bring the old one back. It
+//! is used on merged rows only. Tombstones have no fields: a field condition does not hide them from a reader that asked
+//! for them.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::kernels::cmp;
+use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
+use arrow::error::ArrowError;
+
+use crate::error::{Error, Invalid, Result};
+use crate::types::{ColumnType, Condition, Key, Op, Predicate, Schema, Sequence, Value, encode_key};
+
+/// What to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Names of the columns to return, in this order; may be none.
+    pub columns: Vec<String>,
+    /// All hold of every row that is returned, except conditions on fields of a tombstone.
+    pub predicates: Vec<Predicate>,
+    /// As of this sequence: of each row the newest version that is not newer.
+    pub upto: Sequence,
+    /// Only rows behind this key.
+    pub after: Option<Key>,
+    /// Return the tombstones of deleted rows too.
+    pub include_deleted: bool,
+}
+
+/// Which versions the merge lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Versions {
+    /// All: what a flush writes.
+    All,
+    /// The newest of each row as of the plan's `upto`; of a deleted row its tombstone if asked for.
+    Newest { include_deleted: bool },
+}
+
+/// A [`Scan`] as sources and merge need it. There are three sets of columns: those read of each source (of the table),
+/// those gathered of the merged rows (of the read ones) and those returned (of the gathered ones).
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) versions: Versions,
+    pub(crate) upto: Sequence,
+    pub(crate) range: KeyRange,
+    /// Positions in the table, ascending: returned columns, key columns, columns with conditions.
+    pub(crate) read: Vec<usize>,
+    pub(crate) read_schema: SchemaRef,
+    /// Positions in `read` of the key columns, in key order.
+    pub(crate) key: Vec<usize>,
+    /// Positions in `read` of the columns that are needed behind the merge.
+    pub(crate) gathered: Vec<usize>,
+    pub(crate) gathered_schema: SchemaRef,
+    /// Positions in `gathered` of the columns to return.
+    pub(crate) returned: Vec<usize>,
+    /// Conditions on key columns; positions are those in `read`.
+    pub(crate) key_filters: Vec<Filter>,
+    /// Conditions on fields; positions are those in `gathered`.
+    pub(crate) field_filters: Vec<Filter>,
+    pub(crate) batch_rows: usize,
+}
+
+impl Plan {
+    /// Resolves `scan` against `schema`. An unknown column is an error.
+    pub(crate) fn new(scan: &Scan, schema: &Schema, batch_rows: usize) -> Result<Plan> {
+        let position = |name: &str| {
+            let found = schema.column(name).map(|(at, _)| at);
+            found.ok_or_else(|| Error::invalid(Invalid::UnknownColumn, format!("there is no column {name:?}")))
+        };
+        let returned = scan.columns.iter().map(|name| position(name)).collect::<Result<Vec<_>>>()?;
+        let mut conditions = Vec::with_capacity(scan.predicates.len());
+        for predicate in &scan.predicates {
+            conditions.push((position(&predicate.column)?, &predicate.condition));
+        }
+        let on_fields = || conditions.iter().filter(|(at, _)| !schema.is_key(*at));
+        let gathered = sorted(returned.iter().copied().chain(on_fields().map(|(at, _)| *at)));
+        let read = sorted(gathered.iter().copied().chain(schema.key()));
+        let filter = |columns: &[usize], at: usize, condition: &Condition| Filter {
+            at: place(columns, at),
+            column: at,
+            column_type: schema.columns()[at].column_type,
+            condition: condition.clone(),
+        };
+        let on_keys = conditions.iter().filter(|(at, _)| schema.is_key(*at));
+        let key_filters = on_keys.map(|(at, condition)| filter(&read, *at, condition)).collect();
+        let field_filters = on_fields().map(|(at, condition)| filter(&gathered, *at, condition)).collect();
+        Ok(Plan {
+            versions: Versions::Newest { include_deleted: scan.include_deleted },
+            upto: scan.upto,
+            range: KeyRange::of(&conditions, schema).after(scan.after.as_ref()),
+            key: schema.key().into_iter().map(|at| place(&read, at)).collect(),
+            read_schema: project(schema, &read),
+            gathered_schema: project(schema, &gathered),
+            returned: returned.iter().map(|at| place(&gathered, *at)).collect(),
+            gathered: gathered.iter().map(|at| place(&read, *at)).collect(),
+            read,
+            key_filters,
+            field_filters,
+            batch_rows: batch_rows.max(1),
+        })
+    }
+
+    /// Every version of every row, whole.
+    pub(crate) fn everything(schema: &Schema, batch_rows: usize) -> Plan {
+        let columns = schema.columns().iter().map(|column| column.name.clone()).collect();
+        let scan = Scan { columns, upto: Sequence(u64::MAX), ..Scan::default() };
+        let plan = Plan::new(&scan, schema, batch_rows).expect("a table has its own columns");
+        Plan { versions: Versions::All, ..plan }
+    }
+
+    /// Which rows of `batch` (of the read columns) satisfy the conditions on key columns; none: all do.
+    pub(crate) fn key_mask(&self, batch: &RecordBatch) -> Result<Option<BooleanBuffer>, ArrowError> {
+        mask(&self.key_filters, batch)
+    }
+
+    /// Which merged rows (of the gathered columns) satisfy the conditions on fields; none: all do.
+    pub(crate) fn field_mask(&self, batch: &RecordBatch, ops: &[Op]) -> Result<Option<BooleanBuffer>, ArrowError> {
+        let Some(mask) = mask(&self.field_filters, batch)? else { return Ok(None) };
+        if !ops.contains(&Op::Delete) {
+            return Ok(Some(mask));
+        }
+        let tombstones: BooleanBuffer = ops.iter().map(|op| *op == Op::Delete).collect();
+        Ok(Some(&mask | &tombstones))
+    }
+}
+
+/// A condition on one column.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    /// Position in the batches that it is used on.
+    at: usize,
+    /// Position in the table.
+    pub(crate) column: usize,
+    column_type: ColumnType,
+    pub(crate) condition: Condition,
+}
+
+impl Filter {
+    fn mask(&self, batch: &RecordBatch) -> Result<BooleanBuffer, ArrowError> {
+        let column = batch.column(self.at);
+        let against = |value: &Value| constant(value, self.column_type).map(Scalar::new);
+        let compared = match &self.condition {
+            Condition::IsNull => {
+                return Ok(column.nulls().map_or(BooleanBuffer::new_unset(column.len()), |valid| !valid.inner()));
+            }
+            Condition::IsNotNull => {
+                return Ok(column.nulls().map_or(BooleanBuffer::new_set(column.len()), |valid| valid.inner().clone()));
+            }
+            Condition::Eq(value) => against(value).map(|value| cmp::eq(column, &value)),
+            Condition::NotEq(value) => against(value).map(|value| cmp::neq(column, &value)),
+            Condition::Lt(value) => against(value).map(|value| cmp::lt(column, &value)),
+            Condition::LtEq(value) => against(value).map(|value| cmp::lt_eq(column, &value)),
+            Condition::Gt(value) => against(value).map(|value| cmp::gt(column, &value)),
+            Condition::GtEq(value) => against(value).map(|value| cmp::gt_eq(column, &value)),
+            Condition::In(values) => {
+                let mut any = BooleanBuffer::new_unset(column.len());
+                // A value that the column cannot hold equals none of its cells.
+                for value in values.iter().filter_map(against) {
+                    any = &any | &holding(cmp::eq(column, &value)?);
+                }
+                return Ok(any);
+            }
+        };
+        match compared {
+            Some(compared) => Ok(holding(compared?)),
+            // A constant that the column cannot hold: by the order of values, which is defined for all of them.
+            None => Ok((0..column.len()).map(|row| self.condition.holds(&Value::of_cell(column, row))).collect()),
+        }
+    }
+}
+
+fn mask(filters: &[Filter], batch: &RecordBatch) -> Result<Option<BooleanBuffer>, ArrowError> {
+    let mut all: Option<BooleanBuffer> = None;
+    for filter in filters {
+        let one = filter.mask(batch)?;
+        all = Some(all.map_or(one.clone(), |all| &all & &one));
+    }
+    Ok(all)
+}
+
+/// A comparison with NULL does not hold.
+fn holding(compared: BooleanArray) -> BooleanBuffer {
+    let (values, valid) = compared.into_parts();
+    valid.map_or(values.clone(), |valid| &values & valid.inner())
+}
+
+/// `value` as a column of one cell; none if no cell of `column_type` equals it.
+fn constant(value: &Value, column_type: ColumnType) -> Option<ArrayRef> {
+    fits(value, column_type).then(|| Value::to_array(std::slice::from_ref(value), column_type))
+}
+
+/// Whether `value` is not NULL and a cell of `column_type` can hold exactly it.
+pub(crate) fn fits(value: &Value, column_type: ColumnType) -> bool {
+    match (value, column_type) {
+        (Value::Int(v), ColumnType::Int8) => i8::try_from(*v).is_ok(),
+        (Value::Int(v), ColumnType::Int16) => i16::try_from(*v).is_ok(),
+        (Value::Int(v), ColumnType::Int32) => i32::try_from(*v).is_ok(),
+        (Value::UInt(v), ColumnType::UInt8) => u8::try_from(*v).is_ok(),
+        (Value::UInt(v), ColumnType::UInt16) => u16::try_from(*v).is_ok(),
+        (Value::UInt(v), ColumnType::UInt32) => u32::try_from(*v).is_ok(),
+        (Value::Float(v), ColumnType::Float32) => f64::from(*v as f32).total_cmp(v).is_eq(),
+        (Value::Boolean(_), ColumnType::Boolean)
+        | (Value::Int(_), ColumnType::Int64)
+        | (Value::UInt(_), ColumnType::UInt64)
+        | (Value::Float(_), ColumnType::Float64)
+        | (Value::Decimal(_), ColumnType::Decimal { .. })
+        | (Value::String(_), ColumnType::String)
+        | (Value::Binary(_), ColumnType::Binary)
+        | (Value::Date(_), ColumnType::Date)
+        | (Value::Timestamp(_), ColumnType::Timestamp(_)) => true,
+        _ => false,
+    }
+}
+
+/// Keys that a scan can meet: from `from` (inclusive) to `below` (exclusive; none = no end).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeyRange {
+    pub(crate) from: Key,
+    pub(crate) below: Option<Key>,
+}
+
+impl KeyRange {
+    /// The narrowest range that the conditions imply: equality on leading key columns, then an order on the next one.
+    fn of(conditions: &[(usize, &Condition)], schema: &Schema) -> KeyRange {
+        let mut prefix = Vec::new();
+        let mut range = KeyRange::default();
+        for column in schema.key() {
+            let column_type = schema.columns()[column].column_type;
+            let mine = || conditions.iter().filter(|(at, _)| *at == column).map(|(_, condition)| *condition);
+            let key = |value: &Value| {
+                let encoded = encode_key(std::slice::from_ref(value), &[column_type]);
+                Key([&prefix[..], &encoded.0[..]].concat().into())
+            };
+            for condition in mine() {
+                let narrower = match condition {
+                    Condition::Eq(v) if fits(v, column_type) => KeyRange { from: key(v), below: successor(&key(v)) },
+                    Condition::Lt(v) if fits(v, column_type) => KeyRange { from: Key::default(), below: Some(key(v)) },
+                    Condition::LtEq(v) if fits(v, column_type) => {
+                        KeyRange { from: Key::default(), below: successor(&key(v)) }
+                    }
+                    Condition::Gt(v) if fits(v, column_type) => match successor(&key(v)) {
+                        Some(from) => KeyRange { from, below: None },
+                        None => continue,
+                    },
+                    Condition::GtEq(v) if fits(v, column_type) => KeyRange { from: key(v), below: None },
+                    Condition::In(values) if !values.is_empty() && values.iter().all(|v| fits(v, column_type)) => {
+                        let keys = || values.iter().map(key);
+                        let last = keys().max().expect("the list is not empty");
+                        KeyRange { from: keys().min().expect("the list is not empty"), below: successor(&last) }
+                    }
+                    _ => continue,
+                };
+                range = range.and(narrower);
+            }
+            let equal = mine().find_map(|condition| match condition {
+                Condition::Eq(value) if fits(value, column_type) => Some(value),
+                _ => None,
+            });
+            match equal {
+                Some(value) => prefix = key(value).0.to_vec(),
+                None => break,
+            }
+        }
+        range
+    }
+
+    /// Only keys behind `key`.
+    fn after(self, key: Option<&Key>) -> KeyRange {
+        match key {
+            // The least key that is greater.
+            Some(key) => self.and(KeyRange { from: Key([&key.0[..], &[0]].concat().into()), below: None }),
+            None => self,
+        }
+    }
+
+    fn and(self, other: KeyRange) -> KeyRange {
+        let below = match (self.below, other.below) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        KeyRange { from: self.from.max(other.from), below }
+    }
+
+    /// Whether a key from `first` to `last` (inclusive) can be in it.
+    pub(crate) fn meets(&self, first: &Key, last: &Key) -> bool {
+        *last >= self.from && self.below.as_ref().is_none_or(|below| first < below)
+    }
+
+    /// Where the keys of the range begin and end among `keys`, which are ascending.
+    pub(crate) fn within(&self, keys: &[Key]) -> (usize, usize) {
+        let from = keys.partition_point(|key| *key < self.from);
+        let to = self.below.as_ref().map_or(keys.len(), |below| keys.partition_point(|key| key < below));
+        (from, to.max(from))
+    }
+}
+
+/// The least key that is greater than every key that begins with `prefix`.
+fn successor(prefix: &Key) -> Option<Key> {
+    let last = prefix.0.iter().rposition(|byte| *byte < 0xFF)?;
+    let mut bytes = prefix.0[..=last].to_vec();
+    bytes[last] += 1;
+    Some(Key(bytes.into()))
+}
+
+fn sorted(columns: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut columns: Vec<usize> = columns.collect();
+    columns.sort_unstable();
+    columns.dedup();
+    columns
+}
+
+/// Where `column` stands in `columns`, which are ascending and have it.
+fn place(columns: &[usize], column: usize) -> usize {
+    columns.binary_search(&column).expect("every column in use is read")
+}
+
+fn project(schema: &Schema, columns: &[usize]) -> SchemaRef {
+    let all = schema.to_arrow();
+    Arc::new(ArrowSchema::new(columns.iter().map(|at| all.fields()[*at].clone()).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Column, ColumnId, TimeUnit};
+
+    const TIME: ColumnType = ColumnType::Timestamp(TimeUnit::Second);
+
+    fn schema() -> Schema {
+        let column = |id, name: &str, column_type| Column {
+            id: ColumnId(id),
+            name: name.to_string(),
+            column_type,
+            nullable: true,
+            default: None,
+        };
+        let columns = vec![column(1, "ts", TIME), column(2, "host", ColumnType::String)];
+        Schema::new(1, columns, &["host".to_string()], Some("ts")).unwrap()
+    }
+
+    fn text(text: &str) -> Value {
+        Value::String(text.to_string())
+    }
+
+    #[test]
+    fn conditions_on_leading_key_columns_narrow_the_range_of_keys() {
+        use Condition::*;
+        let time = |time| Value::Timestamp(time);
+        let all: Vec<(&str, i64)> = ["", "a", "a\0", "b"].iter().flat_map(|h| (0..3).map(|t| (*h, t))).collect();
+        let key = |(host, ts): &(&str, i64)| encode_key(&[text(host), time(*ts)], &[ColumnType::String, TIME]);
+        let keys: Vec<Key> = all.iter().map(key).collect();
+        let (ts, host) = (0, 1);
+        for (conditions, after, from, to) in [
+            (vec![], None, 0, 12),
+            (vec![(host, Eq(text("a")))], None, 3, 6),
+            (vec![(host, Eq(text("a"))), (ts, GtEq(time(1)))], None, 4, 6),
+            (vec![(ts, Lt(time(1))), (host, Eq(text("a")))], None, 3, 4),
+            (vec![(host, Eq(text("a"))), (ts, Eq(time(1)))], None, 4, 5),
+            (vec![(host, Eq(text("a"))), (ts, In(vec![time(2), time(1)]))], None, 4, 6),
+            // Without the column before it a condition says nothing of where keys stand.
+            (vec![(ts, Eq(time(1)))], None, 0, 12),
+            (vec![(host, Gt(text(""))), (ts, Eq(time(1)))], None, 3, 12),
+            (vec![(host, In(vec![text("b"), text("a")]))], None, 3, 12),
+            (vec![(host, Gt(text("a")))], None, 6, 12),
+            (vec![(host, GtEq(text("a")))], None, 3, 12),
+            (vec![(host, Lt(text("a\0")))], None, 0, 6),
+            (vec![(host, LtEq(text("a\0")))], None, 0, 9),
+            (vec![(host, GtEq(text("a"))), (host, LtEq(text("a")))], None, 3, 6),
+            (vec![(host, Eq(text("a"))), (host, Eq(text("b")))], None, 9, 9),
+            (vec![(host, NotEq(text("a")))], None, 0, 12),
+            // No text: compared by the order of values, not by that of keys.
+            (vec![(host, Lt(time(1)))], None, 0, 12),
+            (vec![(host, LtEq(text("a")))], Some(4), 5, 6),
+            (vec![(host, Eq(text("b")))], Some(4), 9, 12),
+            (vec![], Some(11), 12, 12),
+        ] {
+            let borrowed: Vec<_> = conditions.iter().map(|(at, condition)| (*at, condition)).collect();
+            let range = KeyRange::of(&borrowed, &schema()).after(after.map(|at: usize| &keys[at]));
+            assert_eq!(range.within(&keys), (from, to), "{conditions:?} after {after:?}");
+            let met: Vec<usize> = (0..keys.len()).filter(|at| range.meets(&keys[*at], &keys[*at])).collect();
+            assert_eq!(met, (from..to).collect::<Vec<_>>(), "{conditions:?} after {after:?}");
+        }
+    }
+
+    #[test]
+    fn a_constant_fits_a_column_that_can_hold_exactly_it() {
+        assert!(fits(&Value::Int(127), ColumnType::Int8) && !fits(&Value::Int(128), ColumnType::Int8));
+        assert!(fits(&Value::Float(0.5), ColumnType::Float32) && !fits(&Value::Float(0.1), ColumnType::Float32));
+        assert!(!fits(&Value::Null, ColumnType::String) && !fits(&text("1"), ColumnType::Int64));
+    }
+
+    #[test]
+    fn a_prefix_has_a_successor_unless_nothing_is_greater() {
+        let key = |bytes: &'static [u8]| Key(bytes.into());
+        assert_eq!(successor(&key(&[1, 2])), Some(key(&[1, 3])));
+        assert_eq!(successor(&key(&[1, 0xFF, 0xFF])), Some(key(&[2])));
+        assert_eq!(successor(&key(&[0xFF])), None);
+        assert_eq!(successor(&key(&[])), None);
+    }
+}
