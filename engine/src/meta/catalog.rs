@@ -28,7 +28,8 @@ pub struct TableDef {
 pub struct RegionDef {
     /// Its id.
     pub id: RegionId,
-    /// The replicas and their nodes.
+    /// The replicas and their nodes. The group is formed at the first one if it can be, which so becomes its first
+    /// leader: placement spreads the first ones over the nodes.
     pub replicas: BTreeMap<ReplicaId, NodeId>,
 }
 
@@ -49,6 +50,16 @@ pub enum PartitionRule {
         /// How many regions.
         regions: u32,
     },
+}
+
+impl PartitionRule {
+    /// How many regions a table with this rule has.
+    pub fn regions(&self) -> u64 {
+        match self {
+            PartitionRule::Expressions { expressions, .. } => expressions.len() as u64,
+            PartitionRule::Hash { regions, .. } => u64::from(*regions),
+        }
+    }
 }
 
 /// A boolean expression over the partition columns. A comparison with NULL treats NULL as less than every value.

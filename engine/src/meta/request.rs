@@ -8,15 +8,17 @@ use crate::types::SessionId;
 /// A request to the leader of the meta group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaRequest {
-    /// Start (or find) the procedure that creates a table, and wait until it is through. `request` names it: a resent
-    /// one finds the procedure of the first.
+    /// Start (or find) the procedure that creates a table, and wait until the table can be used: each region has a
+    /// majority of its replicas and has had a leader. Replicas on nodes that are down are made later. `request` names
+    /// the statement: a resent one finds the procedure of the first, or its answer.
     CreateTable {
         /// The table.
         table: CreateTable,
         /// Names the statement.
         request: (SessionId, u64),
     },
-    /// Start (or find) the procedure that drops a table, and wait until it is through.
+    /// Take a table out of the catalog and start (or find) the procedure that drops its regions. Answered when the
+    /// catalog entry is gone durably; replicas are dropped in the background, however long their nodes are down.
     DropTable {
         /// Its name.
         name: String,

@@ -1,0 +1,233 @@
+//! What is written to the log of the meta group, and what applying it gives.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{CreateTable, TableDef};
+use crate::error::{Error, Result};
+use crate::options::Options;
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, SessionId};
+
+/// Names a statement: a session, and which statement of it.
+pub type StatementId = (SessionId, u64);
+
+/// An entry of the meta group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first one: who is in the cluster. Fine if it was said before, in the same words.
+    Bootstrap {
+        /// All nodes, which replicas can be placed on.
+        nodes: BTreeSet<NodeId>,
+        /// The replicas of the meta group itself. Ids of other replicas are above these.
+        members: BTreeMap<ReplicaId, NodeId>,
+        /// In the log and not in every node's options, because all replicas must decide alike.
+        limits: Limits,
+    },
+    /// Give out a session id.
+    OpenSession,
+    /// Begin to create a table.
+    StartCreate {
+        /// The table.
+        table: Box<CreateTable>,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// Take a table out of the catalog and begin to drop its regions.
+    StartDrop {
+        /// Its name.
+        name: String,
+        /// Whether it is fine that there is no such table.
+        if_exists: bool,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// Something took effect that a procedure was waiting for. Counts only if the procedure is where the sender saw it,
+    /// so that two runners that both think they lead do not both advance it.
+    Advance {
+        /// The procedure.
+        procedure: ProcedureId,
+        /// [`Procedure::step`](super::Procedure::step) when the sender decided.
+        from: u32,
+        /// The term that the sender leads in.
+        term: u64,
+        /// What took effect.
+        progress: Progress,
+    },
+}
+
+/// Bounds of what one cluster keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Results of statements that are remembered.
+    pub results: u64,
+    /// Regions of one table.
+    pub table_regions: u64,
+}
+
+impl Limits {
+    /// As the options of a node say.
+    pub fn of(options: &Options) -> Limits {
+        Limits { results: options.meta_results, table_regions: options.table_regions }
+    }
+}
+
+/// A fact that advances a procedure. Which state follows is the state machine's business.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// These replicas are made, or are gone.
+    Replicas(BTreeSet<ReplicaId>),
+    /// The groups of these regions are formed, or have a leader.
+    Regions(BTreeSet<RegionId>),
+    /// A node refused: the procedure can never succeed.
+    Refused(Error),
+}
+
+/// What an entry did. The same on every replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// To `Bootstrap`.
+    Bootstrapped,
+    /// To `OpenSession`.
+    Session(SessionId),
+    /// The statement started this procedure, at this step.
+    Started {
+        /// The procedure.
+        procedure: ProcedureId,
+        /// Its first step.
+        step: Step,
+    },
+    /// The statement started this procedure when it was sent before, and is not decided yet.
+    Running {
+        /// The procedure.
+        procedure: ProcedureId,
+    },
+    /// The statement is decided: now, or when it was sent before.
+    Decided(Result<Decision, Error>),
+    /// Nothing was done and nothing is remembered: another statement is busy with the same table.
+    Held {
+        /// The procedure of that statement.
+        by: ProcedureId,
+    },
+    /// To `Advance`: recorded.
+    Advanced {
+        /// The steps that were reached: none (only a part of a step was done), one, or with the last one `Done`.
+        reached: Vec<Step>,
+    },
+    /// To `Advance`: the procedure is not where the sender saw it. Nothing was done.
+    Stale,
+    /// Nothing was done: the cluster is not bootstrapped yet.
+    NoCluster,
+    /// Nothing was done, and nothing is remembered of it.
+    Refused(Error),
+}
+
+/// How a statement ended well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// The table as created, or as it existed already.
+    Created(Box<TableDef>),
+    /// Whether there was such a table.
+    Dropped(bool),
+}
+
+/// A point that a procedure reaches; each is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Create: the name is reserved, ids are given out, replicas are placed.
+    Prepared,
+    /// Create: each region has a majority of its replicas.
+    ReplicasCreated,
+    /// Create: each region's group is formed.
+    GroupsFormed,
+    /// Create: each region has had a leader; the table is visible and the statement is answered.
+    Published,
+    /// Create: it cannot succeed; the statement is answered with the error, the name is free.
+    Undoing,
+    /// Create: nothing is left of it.
+    Failed,
+    /// Drop: the table is not visible any more; the statement is answered.
+    Unpublished,
+    /// Create: all replicas exist. Drop: all replicas are gone.
+    Done,
+}
+
+impl Step {
+    /// The name that events and scenarios use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Prepared => "prepared",
+            Step::ReplicasCreated => "replicas_created",
+            Step::GroupsFormed => "groups_formed",
+            Step::Published => "published",
+            Step::Undoing => "undoing",
+            Step::Failed => "failed",
+            Step::Unpublished => "unpublished",
+            Step::Done => "done",
+        }
+    }
+}
+
+impl Command {
+    /// As it stands in the log.
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+
+    /// Reads what [`Command::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Command> {
+        decode(bytes, "an entry of the meta group")
+    }
+}
+
+impl Outcome {
+    /// As it is handed to the proposer.
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+
+    /// Reads what [`Outcome::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Outcome> {
+        decode(bytes, "an outcome of the meta group")
+    }
+}
+
+/// Stands before everything that is encoded here, so that a later version can tell what it reads.
+const FORMAT: u8 = 1;
+
+/// The format's number, then postcard.
+pub(super) fn encode<T: Serialize>(value: &T) -> Bytes {
+    let bytes = postcard::to_extend(value, vec![FORMAT]).expect("plain data can be encoded");
+    bytes.into()
+}
+
+/// Reads what [`encode`] wrote, all of it. `what` is for people.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    let damaged = |message: String| Error::Damaged { file: what.to_string(), message };
+    match bytes.split_first() {
+        Some((&FORMAT, bytes)) => match postcard::take_from_bytes(bytes) {
+            Ok((value, [])) => Ok(value),
+            Ok((_, rest)) => Err(damaged(format!("{} bytes too many", rest.len()))),
+            Err(err) => Err(damaged(err.to_string())),
+        },
+        Some((format, _)) => Err(damaged(format!("format {format}, this version reads {FORMAT}"))),
+        None => Err(damaged("it is empty".to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_encoded_here_is_damage() {
+        let command = Command::OpenSession;
+        let bytes = command.encode();
+        assert_eq!(Command::decode(&bytes).unwrap(), command);
+        for wrong in [&b""[..], &[9, 1][..], &[FORMAT][..], &[FORMAT, 200][..], &[bytes.as_ref(), &[0]].concat()[..]] {
+            assert_eq!(Command::decode(wrong).unwrap_err().code(), "damaged", "{wrong:?}");
+        }
+    }
+}

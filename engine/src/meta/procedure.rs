@@ -1,0 +1,337 @@
+//! A procedure: many steps on many nodes that end in a table being there, or being gone. All of it is data in the log.
+//!
+//! ```text
+//! create   Prepared -> ReplicasCreated -> GroupsFormed -> Published -> (ended: done)
+//!              \______________\______________________> Undoing   -> (ended: failed)
+//! drop     Unpublished -> (ended: done)
+//! ```
+//!
+//! The statement is *decided*, and answered, at Published, Undoing and Unpublished. What follows goes on in the
+//! background until it is done: nodes that are down then hold up nobody.
+//!
+//! Everything here is pure: [`Procedure::next`] says what to ask of which node, [`Procedure::progress`] what the answers
+//! mean, [`Procedure::after`] what state follows. Each state holds what is *open*, so that what has been done is not
+//! asked for again, not even by the next leader. Every request may be sent any number of times.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{RegionDef, TableDef};
+use super::command::{Progress, StatementId, Step};
+use crate::error::{Error, Invalid, Result};
+use crate::server::message::{ProcedureRef, Request, Response};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
+
+/// A procedure that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Procedure {
+    /// Never reused.
+    pub id: ProcedureId,
+    /// Counts the entries that advanced it: what an `Advance` compares.
+    pub step: u32,
+    /// The term of the leader that advanced it last; a lower one cannot any more. 0: it was only started.
+    pub term: u64,
+    /// The statement that started it.
+    pub request: StatementId,
+    /// The table that is being created or dropped, with the ids and nodes of all replicas.
+    pub table: TableDef,
+    /// Where it is.
+    pub state: ProcedureState,
+}
+
+/// Where a procedure is, and what is open there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcedureState {
+    /// Create: ids are given out. Replicas are being made.
+    Prepared {
+        /// Not yet made.
+        open: BTreeSet<ReplicaId>,
+    },
+    /// Create: each region has a majority of its replicas. Groups are being formed.
+    ReplicasCreated {
+        /// Replicas that are made later, in the background.
+        missing: BTreeSet<ReplicaId>,
+        /// Not yet formed.
+        open: BTreeSet<RegionId>,
+    },
+    /// Create: groups are formed. They are electing leaders.
+    GroupsFormed {
+        /// Replicas that are made later, in the background.
+        missing: BTreeSet<ReplicaId>,
+        /// No leader seen yet.
+        open: BTreeSet<RegionId>,
+    },
+    /// Create: the table is in the catalog; missing replicas are being made.
+    Published {
+        /// Not yet made.
+        open: BTreeSet<ReplicaId>,
+    },
+    /// Create: it cannot succeed. Whatever there may be is being dropped.
+    Undoing {
+        /// Why.
+        error: Error,
+        /// Not yet dropped.
+        open: BTreeSet<ReplicaId>,
+    },
+    /// Drop: the table is not in the catalog any more; its replicas are being dropped.
+    Unpublished {
+        /// Not yet dropped.
+        open: BTreeSet<ReplicaId>,
+    },
+}
+
+/// What to ask of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Action {
+    /// What it is about.
+    pub target: Target,
+    /// Whom to ask.
+    pub node: NodeId,
+    /// What to ask.
+    pub request: Request,
+}
+
+/// What an action is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// Making or dropping a replica.
+    Replica(ReplicaId),
+    /// Forming a region's group, or finding its leader.
+    Region(RegionId),
+}
+
+/// What follows a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The same state with less that is open.
+    Same(ProcedureState),
+    /// Another state.
+    Entered(ProcedureState),
+    /// It is through.
+    Ended,
+}
+
+impl Procedure {
+    /// `create_table` or `drop_table`: the name that events use.
+    pub fn kind(&self) -> &'static str {
+        match self.state {
+            ProcedureState::Unpublished { .. } => "drop_table",
+            _ => "create_table",
+        }
+    }
+
+    /// What to ask of the nodes now, all at once. `attempt` counts how often that was in vain: regions then ask another
+    /// one of their replicas.
+    pub fn next(&self, term: u64, attempt: u32) -> Vec<Action> {
+        let by = ProcedureRef { procedure: self.id, step: self.step, term };
+        match &self.state {
+            ProcedureState::Prepared { open } | ProcedureState::Published { open } => {
+                self.of_replicas(open, |region, replica| {
+                    let table = Box::new(self.table.clone());
+                    Request::CreateReplica { region: region.id, replica, table, by }
+                })
+            }
+            ProcedureState::ReplicasCreated { missing, open } => self.of_regions(open, missing, attempt, |region| {
+                Request::InitGroup { region: region.id, members: region.replicas.clone() }
+            }),
+            ProcedureState::GroupsFormed { missing, open } => {
+                self.of_regions(open, missing, attempt, |region| Request::Status { region: Some(region.id) })
+            }
+            ProcedureState::Undoing { open, .. } | ProcedureState::Unpublished { open } => {
+                self.of_replicas(open, |region, replica| Request::DropReplica { region: region.id, replica, by })
+            }
+        }
+    }
+
+    /// What the answers to [`Procedure::next`] mean. None: nothing new, ask again later.
+    ///
+    /// A lost or late answer, a node that is down or full, an answer of another kind: all mean "not yet". Only a refusal
+    /// as `Invalid`, which the same request would meet again and again, ends a creation, as long as it is not decided.
+    pub fn progress(&self, answers: impl IntoIterator<Item = (Target, Result<Response>)>) -> Option<Progress> {
+        let mut replicas = BTreeSet::new();
+        let mut regions = BTreeSet::new();
+        for (target, answer) in answers {
+            match (&self.state, target, answer) {
+                (ProcedureState::GroupsFormed { .. }, Target::Region(region), Ok(Response::Status(status)))
+                    if status.iter().any(|replica| replica.region == region && replica.leader.is_some()) =>
+                {
+                    regions.insert(region);
+                }
+                (ProcedureState::GroupsFormed { .. }, ..) => {}
+                (ProcedureState::ReplicasCreated { .. }, Target::Region(region), Ok(Response::Done)) => {
+                    regions.insert(region);
+                }
+                (_, Target::Replica(replica), Ok(Response::Done)) => {
+                    replicas.insert(replica);
+                }
+                (
+                    ProcedureState::Prepared { .. } | ProcedureState::ReplicasCreated { .. },
+                    _,
+                    Err(error @ Error::Invalid { .. }),
+                ) => return Some(Progress::Refused(error)),
+                _ => {}
+            }
+        }
+        match (replicas.is_empty(), regions.is_empty()) {
+            (false, _) => Some(Progress::Replicas(replicas)),
+            (_, false) => Some(Progress::Regions(regions)),
+            _ => None,
+        }
+    }
+
+    /// What follows from `progress`. An error (`Invalid`): it says nothing that this state is waiting for.
+    pub fn after(&self, progress: Progress) -> Result<Next> {
+        let next = match (&self.state, progress) {
+            (ProcedureState::Prepared { open }, Progress::Replicas(made)) => {
+                let open = closed(open, &made)?;
+                match self.table.regions.iter().all(|region| has_majority(region, &open)) {
+                    true => Next::Entered(ProcedureState::ReplicasCreated { missing: open, open: self.regions() }),
+                    false => Next::Same(ProcedureState::Prepared { open }),
+                }
+            }
+            (ProcedureState::ReplicasCreated { missing, open }, Progress::Regions(formed)) => {
+                let (missing, open) = (missing.clone(), closed(open, &formed)?);
+                match open.is_empty() {
+                    true => Next::Entered(ProcedureState::GroupsFormed { missing, open: self.regions() }),
+                    false => Next::Same(ProcedureState::ReplicasCreated { missing, open }),
+                }
+            }
+            (ProcedureState::GroupsFormed { missing, open }, Progress::Regions(led)) => {
+                let (missing, open) = (missing.clone(), closed(open, &led)?);
+                match open.is_empty() {
+                    true => Next::Entered(ProcedureState::Published { open: missing }),
+                    false => Next::Same(ProcedureState::GroupsFormed { missing, open }),
+                }
+            }
+            (
+                ProcedureState::Prepared { .. } | ProcedureState::ReplicasCreated { .. },
+                Progress::Refused(error @ Error::Invalid { .. }),
+            ) => Next::Entered(ProcedureState::Undoing { error, open: self.replicas() }),
+            (ProcedureState::Published { open }, Progress::Replicas(made)) => {
+                let open = closed(open, &made)?;
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Published { open }) }
+            }
+            (ProcedureState::Undoing { error, open }, Progress::Replicas(gone)) => {
+                let (error, open) = (error.clone(), closed(open, &gone)?);
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Undoing { error, open }) }
+            }
+            (ProcedureState::Unpublished { open }, Progress::Replicas(gone)) => {
+                let open = closed(open, &gone)?;
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Unpublished { open }) }
+            }
+            (state, progress) => {
+                let message = format!("procedure {} at {} cannot go on by {progress:?}", self.id, state.step().name());
+                return Err(Error::invalid(Invalid::Request, message));
+            }
+        };
+        Ok(next)
+    }
+
+    /// All replicas of the table.
+    pub fn replicas(&self) -> BTreeSet<ReplicaId> {
+        self.table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect()
+    }
+
+    fn regions(&self) -> BTreeSet<RegionId> {
+        self.table.regions.iter().map(|region| region.id).collect()
+    }
+
+    /// One action for each replica of `open`, at its node.
+    fn of_replicas(
+        &self,
+        open: &BTreeSet<ReplicaId>,
+        request: impl Fn(&RegionDef, ReplicaId) -> Request,
+    ) -> Vec<Action> {
+        let placed: BTreeMap<ReplicaId, (&RegionDef, NodeId)> = self
+            .table
+            .regions
+            .iter()
+            .flat_map(|region| region.replicas.iter().map(move |(replica, node)| (*replica, (region, *node))))
+            .collect();
+        let action = |replica: &ReplicaId| {
+            let (region, node) = placed.get(replica)?;
+            Some(Action { target: Target::Replica(*replica), node: *node, request: request(region, *replica) })
+        };
+        open.iter().filter_map(action).collect()
+    }
+
+    /// One action for each region of `open`, at the first of its replicas that exist; each further attempt at the next.
+    fn of_regions(
+        &self,
+        open: &BTreeSet<RegionId>,
+        missing: &BTreeSet<ReplicaId>,
+        attempt: u32,
+        request: impl Fn(&RegionDef) -> Request,
+    ) -> Vec<Action> {
+        let action = |region: &RegionDef| {
+            let nodes: Vec<NodeId> =
+                region.replicas.iter().filter(|(id, _)| !missing.contains(id)).map(|(_, node)| *node).collect();
+            let node = *nodes.get(attempt as usize % nodes.len().max(1))?;
+            Some(Action { target: Target::Region(region.id), node, request: request(region) })
+        };
+        self.table.regions.iter().filter(|region| open.contains(&region.id)).filter_map(action).collect()
+    }
+}
+
+impl ProcedureState {
+    /// The step that is recorded when this state is entered.
+    pub fn step(&self) -> Step {
+        match self {
+            ProcedureState::Prepared { .. } => Step::Prepared,
+            ProcedureState::ReplicasCreated { .. } => Step::ReplicasCreated,
+            ProcedureState::GroupsFormed { .. } => Step::GroupsFormed,
+            ProcedureState::Published { .. } => Step::Published,
+            ProcedureState::Undoing { .. } => Step::Undoing,
+            ProcedureState::Unpublished { .. } => Step::Unpublished,
+        }
+    }
+
+    /// The step that is recorded when the procedure ends in this state.
+    pub fn end(&self) -> Step {
+        match self {
+            ProcedureState::Undoing { .. } => Step::Failed,
+            _ => Step::Done,
+        }
+    }
+
+    /// Whether the statement has its answer.
+    pub fn is_decided(&self) -> bool {
+        match self {
+            ProcedureState::Prepared { .. }
+            | ProcedureState::ReplicasCreated { .. }
+            | ProcedureState::GroupsFormed { .. } => false,
+            ProcedureState::Published { .. } | ProcedureState::Undoing { .. } | ProcedureState::Unpublished { .. } => {
+                true
+            }
+        }
+    }
+
+    /// Whether nothing at all is open.
+    pub fn is_through(&self) -> bool {
+        match self {
+            ProcedureState::Prepared { open }
+            | ProcedureState::Published { open }
+            | ProcedureState::Undoing { open, .. }
+            | ProcedureState::Unpublished { open } => open.is_empty(),
+            ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
+                missing.is_empty() && open.is_empty()
+            }
+        }
+    }
+}
+
+/// `open` without `done`. An error (`Invalid`) if that closes nothing.
+fn closed<T: Ord + Copy>(open: &BTreeSet<T>, done: &BTreeSet<T>) -> Result<BTreeSet<T>> {
+    let left: BTreeSet<T> = open.difference(done).copied().collect();
+    match left.len() < open.len() {
+        true => Ok(left),
+        false => Err(Error::invalid(Invalid::Request, "nothing of what is said to be done was open")),
+    }
+}
+
+/// Whether more than half of the region's replicas are there, so that its group can elect and write.
+fn has_majority(region: &RegionDef, missing: &BTreeSet<ReplicaId>) -> bool {
+    let made = region.replicas.keys().filter(|replica| !missing.contains(replica)).count();
+    made > region.replicas.len() / 2
+}

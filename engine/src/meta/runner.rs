@@ -1,0 +1,177 @@
+//! Drives the procedures, on the leader of the meta group only: calls nodes, and records what took effect.
+//!
+//! It decides nothing ([`Procedure`](super::Procedure) does) and knows nothing that the log does not: killed at any
+//! moment, it loses the answers of one round of calls, all of which can be asked again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{sleep, timeout};
+
+use super::command::{Command, Outcome, Progress};
+use super::machine::Machine;
+use super::procedure::{Action, Procedure, Target};
+use super::{Group, Nodes};
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::options::Options;
+use crate::server::message::Response;
+use crate::types::ProcedureId;
+
+/// Drives the procedures while this replica leads. Each step that it records is an [`Event::ProcedureStep`], once: here,
+/// on the leader that proposed it, not where entries are applied; none if the outcome of the proposal stayed unknown.
+pub struct Runner {
+    group: Arc<dyn Group>,
+    nodes: Arc<dyn Nodes>,
+    machine: Arc<Machine>,
+    events: Events,
+    retry_min: Duration,
+    retry_max: Duration,
+    call: Duration,
+}
+
+/// Why a procedure is not driven any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It has ended.
+    Ended,
+    /// This replica does not lead any more, or not in the term it began with.
+    Deposed,
+}
+
+impl Runner {
+    /// For the replica of `group` that applies to `machine`.
+    pub fn new(
+        group: Arc<dyn Group>,
+        nodes: Arc<dyn Nodes>,
+        machine: Arc<Machine>,
+        events: Events,
+        options: &Options,
+    ) -> Runner {
+        Runner {
+            group,
+            nodes,
+            machine,
+            events,
+            retry_min: Duration::from_millis(options.retry_min_ms),
+            retry_max: Duration::from_millis(options.retry_max_ms),
+            call: Duration::from_millis(options.rpc_timeout_ms),
+        }
+    }
+
+    /// To be called when this replica has become the leader of `term`; returns soon after it has ceased to be.
+    /// Dropping the future stops it at once: nothing is left behind that still runs.
+    pub async fn run(&self, term: u64) {
+        if !self.caught_up(term).await {
+            return;
+        }
+        let mut changes = self.machine.changes();
+        let mut driven = BTreeSet::new();
+        let mut drives = FuturesUnordered::new();
+        while self.leads(term) {
+            for id in self.machine.read(|state| state.procedures().map(|procedure| procedure.id).collect::<Vec<_>>()) {
+                if driven.insert(id) {
+                    drives.push(async move { (id, self.drive(id, term).await) });
+                }
+            }
+            tokio::select! {
+                biased;
+                Some((id, end)) = drives.next() => {
+                    driven.remove(&id);
+                    if end == End::Deposed {
+                        return;
+                    }
+                }
+                // The sender lives as long as the machine, so this is a change.
+                _ = changes.changed() => {}
+                () = sleep(self.retry_max) => {}
+            }
+        }
+    }
+
+    /// Waits until this replica has applied what earlier leaders committed. False: it does not lead any more.
+    async fn caught_up(&self, term: u64) -> bool {
+        let mut attempt = 0;
+        while self.leads(term) {
+            if self.group.read_index().await.is_ok() {
+                return true;
+            }
+            self.pause(&mut attempt).await;
+        }
+        false
+    }
+
+    /// Takes one procedure to its end.
+    async fn drive(&self, id: ProcedureId, term: u64) -> End {
+        let mut attempt = 0;
+        let mut step = None;
+        while self.leads(term) {
+            let Some(procedure) = self.machine.read(|state| state.procedure(id).cloned()) else { return End::Ended };
+            if step.replace(procedure.step) != Some(procedure.step) {
+                attempt = 0;
+            }
+            let answers = join_all(procedure.next(term, attempt).into_iter().map(|action| self.ask(action))).await;
+            let recorded = match procedure.progress(answers) {
+                Some(progress) => self.record(&procedure, term, progress).await,
+                None => Ok(false),
+            };
+            match recorded {
+                Ok(true) => {}
+                Ok(false) => self.pause(&mut attempt).await,
+                Err(end) => return end,
+            }
+        }
+        End::Deposed
+    }
+
+    async fn ask(&self, Action { target, node, request }: Action) -> (Target, Result<Response>) {
+        let answer = match timeout(self.call, self.nodes.call(node, request, self.call)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::Unknown { message: format!("node {node} did not answer in time") }),
+        };
+        if let Err(error) = &answer {
+            tracing::debug!(%node, ?target, %error, "a step of a procedure failed on a node");
+        }
+        (target, answer)
+    }
+
+    /// Writes `progress` to the log. False: it is not there, or perhaps not; look at the state and try again.
+    async fn record(&self, procedure: &Procedure, term: u64, progress: Progress) -> Result<bool, End> {
+        let command = Command::Advance { procedure: procedure.id, from: procedure.step, term, progress };
+        let outcome = match self.group.propose(command.encode()).await {
+            Ok(outcome) => Outcome::decode(&outcome),
+            Err(Error::NotLeader { .. } | Error::Stopped) => return Err(End::Deposed),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(Outcome::Advanced { reached }) => {
+                for step in reached {
+                    self.events.emit(|| Event::ProcedureStep {
+                        procedure: procedure.id.0,
+                        kind: procedure.kind().to_string(),
+                        step: step.name().to_string(),
+                    });
+                }
+                Ok(true)
+            }
+            outcome => {
+                tracing::debug!(procedure = %procedure.id, ?outcome, "a step of a procedure was not recorded");
+                Ok(false)
+            }
+        }
+    }
+
+    fn leads(&self, term: u64) -> bool {
+        self.group.leading() == Some(term)
+    }
+
+    /// The longer the more often it was in vain.
+    async fn pause(&self, attempt: &mut u32) {
+        let factor = 1u32.checked_shl(*attempt).unwrap_or(u32::MAX);
+        *attempt = attempt.saturating_add(1);
+        sleep(self.retry_min.saturating_mul(factor).min(self.retry_max)).await;
+    }
+}

@@ -1,0 +1,193 @@
+//! Answers what is asked of meta, at the leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::Group;
+use super::command::{Command, Decision, Limits, Outcome, StatementId};
+use super::machine::Machine;
+use super::request::{MetaAnswer, MetaRequest};
+use super::state::Answer;
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::options::Options;
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
+
+/// The meta group's door on one node. Elsewhere than on the leader's everything is answered `NotLeader`.
+pub struct Service {
+    group: Arc<dyn Group>,
+    machine: Arc<Machine>,
+    events: Events,
+    limits: Limits,
+    /// How often a waiting statement looks whether this replica still leads.
+    look_again: Duration,
+}
+
+/// What a statement is waiting for: decides what it is answered at its deadline.
+enum Waiting {
+    /// It may have been proposed.
+    Proposal,
+    /// It was not run yet: another one is busy with the table.
+    Others(ProcedureId),
+}
+
+impl Service {
+    /// The door to `group`, which applies to `machine`.
+    pub fn new(group: Arc<dyn Group>, machine: Arc<Machine>, events: Events, options: &Options) -> Service {
+        let look_again = Duration::from_millis(options.retry_max_ms);
+        Service { group, machine, events, limits: Limits::of(options), look_again }
+    }
+
+    /// Says who is in the cluster: all nodes, and the replicas of the meta group. May be repeated, in the same words.
+    pub async fn bootstrap(&self, nodes: BTreeSet<NodeId>, members: BTreeMap<ReplicaId, NodeId>) -> Result<()> {
+        match self.propose(Command::Bootstrap { nodes, members, limits: self.limits }).await? {
+            Outcome::Bootstrapped => Ok(()),
+            outcome => Err(unexpected(outcome)),
+        }
+    }
+
+    /// Answers `request` within the time given.
+    ///
+    /// At the deadline a statement that may have been run is `Unknown`: its procedure goes on, and the same statement
+    /// sent again finds it. One that waits for another statement's procedure is `Busy`: it was not run.
+    pub async fn handle(&self, request: MetaRequest, within: Duration) -> Result<MetaAnswer> {
+        match request {
+            MetaRequest::CreateTable { table, request } => {
+                let command = Command::StartCreate { table: Box::new(table), request };
+                self.statement(command, request, "create_table", within).await
+            }
+            MetaRequest::DropTable { name, if_exists, request } => {
+                let command = Command::StartDrop { name, if_exists, request };
+                self.statement(command, request, "drop_table", within).await
+            }
+            MetaRequest::Table { name } => {
+                self.caught_up(within).await?;
+                Ok(MetaAnswer::Table(self.machine.read(|state| state.table(&name).cloned())))
+            }
+            MetaRequest::Tables => {
+                self.caught_up(within).await?;
+                Ok(MetaAnswer::Tables(self.machine.read(|state| state.tables().cloned().collect())))
+            }
+            MetaRequest::OpenSession => {
+                let outcome = timeout(within, self.propose(Command::OpenSession)).await;
+                match outcome.map_err(|_| unknown("the session may have been opened"))?? {
+                    Outcome::Session(session) => Ok(MetaAnswer::Session(session)),
+                    outcome => Err(unexpected(outcome)),
+                }
+            }
+        }
+    }
+
+    async fn statement(
+        &self,
+        command: Command,
+        request: StatementId,
+        kind: &'static str,
+        within: Duration,
+    ) -> Result<MetaAnswer> {
+        let mut waiting = Waiting::Proposal;
+        match timeout(within, self.run(command, request, kind, &mut waiting)).await {
+            Ok(Ok(Decision::Created(table))) => Ok(MetaAnswer::Created(*table)),
+            Ok(Ok(Decision::Dropped(existed))) => Ok(MetaAnswer::Dropped(existed)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(match waiting {
+                Waiting::Proposal => unknown("the statement was not decided in time and may go on"),
+                Waiting::Others(by) => busy(by),
+            }),
+        }
+    }
+
+    /// Proposes the statement until it is run, and waits until it is decided.
+    async fn run(
+        &self,
+        command: Command,
+        request: StatementId,
+        kind: &'static str,
+        waiting: &mut Waiting,
+    ) -> Result<Decision> {
+        loop {
+            *waiting = Waiting::Proposal;
+            match self.propose(command.clone()).await? {
+                Outcome::Started { procedure, step } => {
+                    self.events.emit(|| Event::ProcedureStep {
+                        procedure: procedure.0,
+                        kind: kind.to_string(),
+                        step: step.name().to_string(),
+                    });
+                    return self.decided(request).await;
+                }
+                Outcome::Running { .. } => return self.decided(request).await,
+                Outcome::Decided(decision) => return decision,
+                Outcome::Held { by } => {
+                    *waiting = Waiting::Others(by);
+                    let is_decided =
+                        || self.machine.read(|state| state.procedure(by).is_none_or(|other| other.state.is_decided()));
+                    if !self.wait(is_decided).await {
+                        return Err(Error::NotLeader { region: RegionId::META, hint: None });
+                    }
+                }
+                outcome => return Err(unexpected(outcome)),
+            }
+        }
+    }
+
+    /// Waits until the statement, which is running, is decided.
+    async fn decided(&self, request: StatementId) -> Result<Decision> {
+        let is_decided = || self.machine.read(|state| !matches!(state.answer(request), Some(Answer::Running(_))));
+        if !self.wait(is_decided).await {
+            return Err(unknown("meta's leader changed; its successor continues the statement"));
+        }
+        match self.machine.read(|state| state.answer(request).cloned()) {
+            Some(Answer::Decided(decision)) => decision,
+            // Decided, and forgotten before it could be read here.
+            Some(Answer::Running(_)) | None => Err(Error::SessionExpired { session: request.0 }),
+        }
+    }
+
+    /// Waits until `done`, which is about the state of the machine. False: this replica does not lead any more.
+    async fn wait(&self, done: impl Fn() -> bool) -> bool {
+        let mut changes = self.machine.changes();
+        while !done() {
+            if self.group.leading().is_none() {
+                return false;
+            }
+            // Either something changed, or it is time to look who leads.
+            let _ = timeout(self.look_again, changes.changed()).await;
+        }
+        true
+    }
+
+    /// Afterwards the machine is as new as everything that was answered before the call.
+    async fn caught_up(&self, within: Duration) -> Result<()> {
+        match timeout(within, self.group.read_index()).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Deadline { waiting_for: "meta's leader to be confirmed".to_string() }),
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<Outcome> {
+        let command: Bytes = command.encode();
+        Outcome::decode(&self.group.propose(command).await?)
+    }
+}
+
+fn unknown(message: &str) -> Error {
+    Error::Unknown { message: message.to_string() }
+}
+
+fn busy(by: ProcedureId) -> Error {
+    Error::Busy { what: format!("procedure {by} of another statement is busy with the table") }
+}
+
+/// The error in an outcome that answers no statement by itself.
+fn unexpected(outcome: Outcome) -> Error {
+    match outcome {
+        Outcome::Refused(error) | Outcome::Decided(Err(error)) => error,
+        Outcome::NoCluster => Error::Busy { what: "the cluster is being bootstrapped".to_string() },
+        outcome => unknown(&format!("meta answered {outcome:?} to another request")),
+    }
+}

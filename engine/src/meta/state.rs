@@ -1,0 +1,496 @@
+//! The state machine of the meta group: entries in, outcomes out. Pure and deterministic: no clock, no randomness, no
+//! options of the node; all replicas agree at the same index.
+//!
+//! Invariants, checked by `tests/property.rs`: ids only grow. Names are unique. A lock is held by a procedure that has
+//! not ended, and by no other. A table is in the catalog from the entry that publishes it to the entry that starts its
+//! drop. A statement is decided at most once.
+//!
+//! **What is remembered of statements.** A statement that was run is remembered with its result, so that a resent one is
+//! answered and not run again, whether its procedure still runs, has ended, or its table is gone since. That is bounded:
+//! at most [`Limits::results`] decided ones (and all that are undecided). When there are more, the lowest session's go, as
+//! a whole unless it is also the newest one; since ids of sessions and statements grow, that is the oldest of them. What
+//! is that old and not remembered is refused as `SessionExpired`: never run a second time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{CreateTable, TableDef};
+use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step, decode, encode};
+use super::place::{Load, place};
+use super::procedure::{Next, Procedure, ProcedureState};
+use crate::error::{Error, Invalid, Result};
+use crate::types::{NodeId, ProcedureId, ReplicaId, SessionId, TableId};
+
+/// Everything that the meta group knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaState {
+    /// None: not bootstrapped.
+    cluster: Option<Cluster>,
+    /// The next ids to give out. They never go back.
+    next: NextIds,
+    /// The catalog: what statements can name.
+    tables: BTreeMap<TableId, TableDef>,
+    /// The same by name.
+    names: BTreeMap<String, TableId>,
+    /// Those that have not ended.
+    procedures: BTreeMap<ProcedureId, Procedure>,
+    /// What only one procedure at a time may touch.
+    locks: BTreeMap<Lock, ProcedureId>,
+    /// The statements that were run.
+    statements: BTreeMap<StatementId, Statement>,
+    /// Of the statements up to here only those in `statements` are known.
+    forgotten: StatementId,
+}
+
+/// Who is in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Cluster {
+    nodes: BTreeSet<NodeId>,
+    members: BTreeMap<ReplicaId, NodeId>,
+    limits: Limits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct NextIds {
+    table: TableId,
+    replica: ReplicaId,
+    session: SessionId,
+    procedure: ProcedureId,
+}
+
+/// What a procedure holds while others must keep away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Lock {
+    /// A name that is going to be a table's: until the statement is decided.
+    Name(String),
+    /// A table, by id, since its name may be another table's by then: until the procedure ends.
+    Table(TableId),
+}
+
+/// A statement that was run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Statement {
+    /// Which one it was, so that a client that uses an id twice is told.
+    verb: Verb,
+    /// The table's name.
+    name: String,
+    /// Where it is.
+    answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Verb {
+    Create,
+    Drop,
+}
+
+/// How far a statement is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Its procedure is under way.
+    Running(ProcedureId),
+    /// This is what it is answered.
+    Decided(Result<Decision, Error>),
+}
+
+impl Default for MetaState {
+    fn default() -> Self {
+        MetaState::new()
+    }
+}
+
+impl MetaState {
+    /// Before the first entry.
+    pub fn new() -> MetaState {
+        MetaState {
+            cluster: None,
+            next: NextIds {
+                table: TableId(1),
+                replica: ReplicaId(1),
+                session: SessionId(1),
+                procedure: ProcedureId(1),
+            },
+            tables: BTreeMap::new(),
+            names: BTreeMap::new(),
+            procedures: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            statements: BTreeMap::new(),
+            forgotten: (SessionId(0), u64::MAX),
+        }
+    }
+
+    /// Applies an entry. An outcome other than the expected one changed nothing, unless it is `Decided`.
+    pub fn apply(&mut self, command: Command) -> Outcome {
+        if let Command::Bootstrap { nodes, members, limits } = command {
+            return self.bootstrap(Cluster { nodes, members, limits });
+        }
+        if self.cluster.is_none() {
+            return Outcome::NoCluster;
+        }
+        match command {
+            Command::Bootstrap { .. } => unreachable!("handled above"),
+            Command::OpenSession => Outcome::Session(self.open_session()),
+            Command::StartCreate { table, request } => {
+                self.statement(Verb::Create, table.name.clone(), request, |state| state.start_create(*table, request))
+            }
+            Command::StartDrop { name, if_exists, request } => {
+                self.statement(Verb::Drop, name.clone(), request, |state| state.start_drop(&name, if_exists, request))
+            }
+            Command::Advance { procedure, from, term, progress } => self.advance(procedure, from, term, progress),
+        }
+    }
+
+    /// The table called `name`, if it is visible.
+    pub fn table(&self, name: &str) -> Option<&TableDef> {
+        self.tables.get(self.names.get(name)?)
+    }
+
+    /// The visible tables, by name.
+    pub fn tables(&self) -> impl Iterator<Item = &TableDef> {
+        self.names.values().filter_map(|id| self.tables.get(id))
+    }
+
+    /// The nodes of the cluster. None before it is bootstrapped.
+    pub fn nodes(&self) -> Option<&BTreeSet<NodeId>> {
+        self.cluster.as_ref().map(|cluster| &cluster.nodes)
+    }
+
+    /// The replicas of the meta group itself. None before the cluster is bootstrapped.
+    pub fn members(&self) -> Option<&BTreeMap<ReplicaId, NodeId>> {
+        self.cluster.as_ref().map(|cluster| &cluster.members)
+    }
+
+    /// The procedures that have not ended, in the order in which they started.
+    pub fn procedures(&self) -> impl Iterator<Item = &Procedure> {
+        self.procedures.values()
+    }
+
+    /// The procedure `id`, if it has not ended.
+    pub fn procedure(&self, id: ProcedureId) -> Option<&Procedure> {
+        self.procedures.get(&id)
+    }
+
+    /// How far the statement is. None: it was not run, or that is forgotten.
+    pub fn answer(&self, request: StatementId) -> Option<&Answer> {
+        self.statements.get(&request).map(|statement| &statement.answer)
+    }
+
+    /// The whole state as bytes, equal for equal states.
+    pub fn encode(&self) -> bytes::Bytes {
+        encode(self)
+    }
+
+    /// Reads what [`MetaState::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<MetaState> {
+        decode(bytes, "a snapshot of the meta group")
+    }
+
+    fn bootstrap(&mut self, cluster: Cluster) -> Outcome {
+        let refused = |message: String| Outcome::Refused(Error::invalid(Invalid::Mismatch, message));
+        if let Some(known) = &self.cluster {
+            // Limits are taken from options, which an operator may change later: the first ones stay.
+            return match known.nodes == cluster.nodes && known.members == cluster.members {
+                true => Outcome::Bootstrapped,
+                false => refused(format!("the cluster was bootstrapped with other nodes: {:?}", known.nodes)),
+            };
+        }
+        if cluster.nodes.is_empty() {
+            return refused("a cluster needs at least one node".to_string());
+        }
+        if let Some(node) = cluster.members.values().find(|node| !cluster.nodes.contains(node)) {
+            return refused(format!("meta has a replica on node {node}, which is not among the nodes"));
+        }
+        let last = cluster.members.keys().next_back().map_or(0, |replica| replica.0);
+        if last > u64::from(u32::MAX) {
+            return refused(format!("replica id {last} of meta is too high: ids count from 1"));
+        }
+        self.next.replica = ReplicaId(last + 1);
+        self.cluster = Some(cluster);
+        Outcome::Bootstrapped
+    }
+
+    fn open_session(&mut self) -> SessionId {
+        let session = self.next.session;
+        self.next.session.0 += 1;
+        session
+    }
+
+    /// Runs a statement, unless it was run before.
+    fn statement(
+        &mut self,
+        verb: Verb,
+        name: String,
+        request: StatementId,
+        run: impl FnOnce(&mut MetaState) -> Started,
+    ) -> Outcome {
+        if let Some(known) = self.statements.get(&request) {
+            if known.verb != verb || known.name != name {
+                let (session, number) = request;
+                let message = format!("statement {number} of session {session} was another one: number it anew");
+                return Outcome::Refused(Error::invalid(Invalid::Request, message));
+            }
+            return match &known.answer {
+                Answer::Running(procedure) => Outcome::Running { procedure: *procedure },
+                Answer::Decided(decision) => Outcome::Decided(decision.clone()),
+            };
+        }
+        if request <= self.forgotten || request.0 >= self.next.session {
+            return Outcome::Refused(Error::SessionExpired { session: request.0 });
+        }
+        let (answer, outcome) = match run(self) {
+            Started::Held { by } => return Outcome::Held { by },
+            Started::Decided(decision) => (Answer::Decided(decision.clone()), Outcome::Decided(decision)),
+            Started::Procedure { id, step, answer } => (answer, Outcome::Started { procedure: id, step }),
+        };
+        self.statements.insert(request, Statement { verb, name, answer });
+        self.forget_old_statements(request);
+        outcome
+    }
+
+    fn start_create(&mut self, table: CreateTable, request: StatementId) -> Started {
+        if let Some(known) = self.table(&table.name) {
+            return Started::Decided(match table.if_not_exists {
+                true => Ok(Decision::Created(Box::new(known.clone()))),
+                false => Err(Error::invalid(Invalid::DuplicateTable, format!("table {:?} exists already", table.name))),
+            });
+        }
+        let name = Lock::Name(table.name.clone());
+        if let Some(by) = self.locks.get(&name) {
+            return Started::Held { by: *by };
+        }
+        let table = match self.place_table(table) {
+            Ok(table) => table,
+            Err(error) => return Started::Decided(Err(error)),
+        };
+        let id = self.next_procedure();
+        self.locks.insert(name, id);
+        self.locks.insert(Lock::Table(table.id), id);
+        let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
+        let state = ProcedureState::Prepared { open };
+        let step = state.step();
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        Started::Procedure { id, step, answer: Answer::Running(id) }
+    }
+
+    fn start_drop(&mut self, name: &str, if_exists: bool, request: StatementId) -> Started {
+        // A table that is being created may be there before this statement ends, so it waits to see.
+        if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
+            return Started::Held { by: *by };
+        }
+        let Some(table) = self.names.get(name).and_then(|table| self.tables.get(table)) else {
+            return Started::Decided(match if_exists {
+                true => Ok(Decision::Dropped(false)),
+                false => Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"))),
+            });
+        };
+        let table_id = table.id;
+        if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
+            // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.
+            match self.procedures.get(&by).map(|procedure| &procedure.state) {
+                Some(ProcedureState::Published { .. }) => self.end(by),
+                _ => return Started::Held { by },
+            }
+        }
+        self.names.remove(name);
+        let table = self.tables.remove(&table_id).expect("it was found above");
+        let id = self.next_procedure();
+        self.locks.insert(Lock::Table(table_id), id);
+        let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
+        let state = ProcedureState::Unpublished { open };
+        let step = state.step();
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) }
+    }
+
+    fn advance(&mut self, id: ProcedureId, from: u32, term: u64, progress: Progress) -> Outcome {
+        let Some(procedure) = self.procedures.get_mut(&id) else { return Outcome::Stale };
+        if procedure.step != from || term < procedure.term {
+            return Outcome::Stale;
+        }
+        let next = match procedure.after(progress) {
+            Ok(next) => next,
+            Err(error) => return Outcome::Refused(error),
+        };
+        procedure.step += 1;
+        procedure.term = term;
+        let mut reached = Vec::new();
+        match next {
+            Next::Same(state) => procedure.state = state,
+            Next::Entered(state) => {
+                reached.push(state.step());
+                procedure.state = state;
+                let procedure = procedure.clone();
+                self.decide(&procedure);
+                if procedure.state.is_through() {
+                    reached.push(procedure.state.end());
+                    self.end(id);
+                }
+            }
+            Next::Ended => {
+                reached.push(procedure.state.end());
+                self.end(id);
+            }
+        }
+        Outcome::Advanced { reached }
+    }
+
+    /// Answers the statement of a creation that has just been published, or given up.
+    fn decide(&mut self, procedure: &Procedure) {
+        let decision = match &procedure.state {
+            ProcedureState::Published { .. } => {
+                let table = procedure.table.clone();
+                self.names.insert(table.name.clone(), table.id);
+                self.tables.insert(table.id, table.clone());
+                Ok(Decision::Created(Box::new(table)))
+            }
+            ProcedureState::Undoing { error, .. } => Err(error.clone()),
+            _ => return,
+        };
+        self.locks.remove(&Lock::Name(procedure.table.name.clone()));
+        if let Some(statement) = self.statements.get_mut(&procedure.request) {
+            statement.answer = Answer::Decided(decision);
+        }
+    }
+
+    /// The procedure is over. Its statement has been decided before.
+    fn end(&mut self, id: ProcedureId) {
+        self.procedures.remove(&id);
+        self.locks.retain(|_, by| *by != id);
+    }
+
+    /// Gives out the ids of a table and its replicas, and places them.
+    fn place_table(&mut self, table: CreateTable) -> Result<TableDef> {
+        let Some(cluster) = &self.cluster else {
+            return Err(Error::invalid(Invalid::Request, "the cluster is not bootstrapped"));
+        };
+        if table.name.is_empty() {
+            return Err(Error::invalid(Invalid::Request, "a table needs a name"));
+        }
+        let limit = cluster.limits.table_regions.min(u64::from(u32::MAX));
+        let regions = match u32::try_from(table.partition.regions()) {
+            Ok(regions) if (1..=limit).contains(&u64::from(regions)) => regions,
+            _ => {
+                let message = format!("{} regions: a table has 1 to {limit}", table.partition.regions());
+                return Err(Error::invalid(Invalid::PartitionRule, message));
+            }
+        };
+        let nodes = cluster.nodes.len();
+        let replicas = match table.options.get("replicas") {
+            None => nodes.min(3),
+            Some(text) => match text.parse::<usize>() {
+                Ok(replicas) if (1..=nodes).contains(&replicas) => replicas,
+                _ => {
+                    let message = format!("replicas = {text:?}: must be 1 to {nodes}, the number of nodes");
+                    return Err(Error::invalid(Invalid::Option, message));
+                }
+            },
+        };
+        let used_up = || Error::invalid(Invalid::OutOfRange, "all table ids have been given out");
+        let id = self.next.table;
+        self.next.table = TableId(id.0.checked_add(1).ok_or_else(used_up)?);
+        let first = self.next.replica;
+        self.next.replica.0 += u64::from(regions) * replicas as u64;
+        Ok(TableDef {
+            id,
+            name: table.name,
+            schema: table.schema,
+            partition: table.partition,
+            options: table.options,
+            regions: place(id, regions, replicas, first, &self.load()),
+        })
+    }
+
+    /// What each node has of the tables that are there and of those that are being created.
+    fn load(&self) -> BTreeMap<NodeId, Load> {
+        let nodes = self.nodes().into_iter().flatten();
+        let mut load: BTreeMap<NodeId, Load> = nodes.map(|node| (*node, Load::default())).collect();
+        let coming = self.procedures.values().filter(|p| !p.state.is_decided()).map(|procedure| &procedure.table);
+        for region in self.tables.values().chain(coming).flat_map(|table| &table.regions) {
+            for (at, node) in region.replicas.values().enumerate() {
+                let load = load.entry(*node).or_default();
+                load.replicas += 1;
+                load.leaders += u64::from(at == 0);
+            }
+        }
+        load
+    }
+
+    fn next_procedure(&mut self) -> ProcedureId {
+        let id = self.next.procedure;
+        self.next.procedure.0 += 1;
+        id
+    }
+
+    /// Keeps what is remembered of statements within its bound. `newest` stays.
+    fn forget_old_statements(&mut self, newest: StatementId) {
+        let limit = self.cluster.as_ref().map_or(u64::MAX, |cluster| cluster.limits.results);
+        let may_go = |(id, statement): &(&StatementId, &Statement)| {
+            **id != newest && matches!(statement.answer, Answer::Decided(_))
+        };
+        while self.statements.len() as u64 > limit {
+            let last_session = self.statements.keys().next_back().map(|(session, _)| *session);
+            let Some(oldest) = self.statements.iter().find(may_go).map(|(id, _)| *id) else { return };
+            let (from, upto) = match Some(oldest.0) == last_session {
+                true => (oldest, oldest),
+                false => ((oldest.0, 0), (oldest.0, u64::MAX)),
+            };
+            let going: Vec<StatementId> =
+                self.statements.range(from..=upto).filter(may_go).map(|(id, _)| *id).collect();
+            for id in going {
+                self.statements.remove(&id);
+            }
+            self.forgotten = self.forgotten.max(upto);
+        }
+    }
+}
+
+/// What came of a statement when it was run.
+enum Started {
+    /// Another procedure holds what it needs.
+    Held { by: ProcedureId },
+    /// It needed no procedure.
+    Decided(Result<Decision, Error>),
+    /// It started one.
+    Procedure { id: ProcedureId, step: Step, answer: Answer },
+}
+
+#[cfg(test)]
+impl MetaState {
+    /// Panics if the parts contradict each other.
+    pub(super) fn check(&self) {
+        assert_eq!(self.names.len(), self.tables.len(), "a table without a name, or a name without a table");
+        for (name, id) in &self.names {
+            assert_eq!(&self.tables[id].name, name);
+        }
+        let mut locks = BTreeMap::new();
+        for (id, procedure) in &self.procedures {
+            assert_eq!(*id, procedure.id);
+            assert!(!procedure.state.is_through(), "{procedure:?} has nothing to do");
+            locks.insert(Lock::Table(procedure.table.id), *id);
+            if !procedure.state.is_decided() {
+                locks.insert(Lock::Name(procedure.table.name.clone()), *id);
+                assert!(!self.names.contains_key(&procedure.table.name), "a name in use is being created");
+                assert_eq!(self.answer(procedure.request), Some(&Answer::Running(*id)), "nobody will be answered");
+            }
+            let published = matches!(procedure.state, ProcedureState::Published { .. });
+            assert_eq!(self.tables.contains_key(&procedure.table.id), published, "visible too early or too long");
+        }
+        assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");
+        for statement in self.statements.values() {
+            if let Answer::Running(id) = &statement.answer {
+                assert!(self.procedures.contains_key(id), "{statement:?} waits for ever");
+            }
+        }
+        let tables = self.tables.values().chain(self.procedures.values().map(|procedure| &procedure.table));
+        for region in tables.flat_map(|table| &table.regions) {
+            assert!(region.replicas.keys().all(|replica| *replica < self.next.replica), "will be given out again");
+            assert!(region.id.table() < self.next.table);
+        }
+    }
+
+    /// The statements that are remembered.
+    pub(super) fn answers(&self) -> impl Iterator<Item = (&StatementId, &Answer)> {
+        self.statements.iter().map(|(request, statement)| (request, &statement.answer))
+    }
+}

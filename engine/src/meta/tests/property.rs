@@ -1,0 +1,299 @@
+//! Random entries: whatever order they come in, the state never contradicts itself, agrees with a model that is too
+//! simple to be wrong, and can always be brought to rest.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::{bootstrap_with, table};
+use crate::error::{Error, Invalid, Result};
+use crate::meta::{Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Step, Target};
+use crate::region::request::ReplicaStatus;
+use crate::server::message::{Request, Response};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Sequence, SessionId, TableId};
+
+/// An entry in the making: indexes are turned into what exists when its turn comes.
+#[derive(Clone, Debug)]
+enum Entry {
+    OpenSession,
+    Create {
+        name: u8,
+        regions: u32,
+        replicas: Option<u8>,
+        if_not_exists: bool,
+        request: (u64, u64),
+    },
+    Drop {
+        name: u8,
+        if_exists: bool,
+        request: (u64, u64),
+    },
+    /// Of the `which`-th procedure that ever was; the open things that `mask` has are done.
+    Advance {
+        which: usize,
+        behind: u32,
+        term: u64,
+        mask: u16,
+        refused: bool,
+    },
+    /// The `which`-th of the advances that were recorded arrives once more.
+    Again {
+        which: usize,
+    },
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let request = || (0u64..5, 1u64..8);
+    prop_oneof![
+        1 => Just(Entry::OpenSession),
+        3 => (0u8..3, 0u32..5, prop::option::of(0u8..6), any::<bool>(), request()).prop_map(
+            |(name, regions, replicas, if_not_exists, request)| {
+                Entry::Create { name, regions, replicas, if_not_exists, request }
+            }
+        ),
+        2 => (0u8..3, any::<bool>(), request())
+            .prop_map(|(name, if_exists, request)| Entry::Drop { name, if_exists, request }),
+        8 => (0usize..20, prop_oneof![9 => Just(0u32), 1 => 1u32..3], 1u64..4, any::<u16>(), prop::bool::weighted(0.1))
+            .prop_map(|(which, behind, term, mask, refused)| Entry::Advance { which, behind, term, mask, refused }),
+        3 => (0usize..50).prop_map(|which| Entry::Again { which }),
+    ]
+}
+
+/// What must be true of the outcomes.
+#[derive(Default)]
+struct Model {
+    /// Tables that statements can name.
+    visible: BTreeMap<String, TableId>,
+    /// What a statement was first answered.
+    decided: BTreeMap<(SessionId, u64), Result<Decision, Error>>,
+    /// Statements that were run.
+    run: BTreeMap<(SessionId, u64), ProcedureId>,
+    /// Every procedure that ever was, as it started.
+    procedures: Vec<Procedure>,
+    /// Every advance that was recorded.
+    recorded: Vec<Command>,
+    /// The highest ids seen.
+    session: u64,
+    table: TableId,
+    replica: ReplicaId,
+}
+
+impl Model {
+    fn check(&mut self, command: &Command, outcome: &Outcome, before: &MetaState, state: &MetaState) {
+        let request = match command {
+            Command::StartCreate { request, .. } | Command::StartDrop { request, .. } => Some(*request),
+            _ => None,
+        };
+        match outcome {
+            Outcome::Session(session) => {
+                assert!(session.0 > self.session, "session {session} was given out before");
+                self.session = session.0;
+            }
+            Outcome::Started { procedure, .. } => {
+                let procedure = state.procedure(*procedure).unwrap();
+                assert_eq!(self.run.insert(request.unwrap(), procedure.id), None, "a statement was run twice");
+                assert!(self.procedures.last().is_none_or(|last| last.id < procedure.id), "a procedure id again");
+                if let ProcedureState::Prepared { open } = &procedure.state {
+                    assert!(procedure.table.id > self.table, "a table id again");
+                    assert!(open.iter().all(|replica| *replica > self.replica), "a replica id again");
+                    self.table = procedure.table.id;
+                    self.replica = *open.last().unwrap();
+                } else {
+                    assert_eq!(self.visible.remove(&procedure.table.name), Some(procedure.table.id));
+                }
+                self.procedures.push(procedure.clone());
+            }
+            Outcome::Decided(decision) => {
+                if let Err(error) = decision {
+                    assert!(error.is_deterministic(), "{error}");
+                }
+                let first = self.decided.entry(request.unwrap()).or_insert_with(|| decision.clone());
+                assert_eq!(first, decision, "a statement was answered in two ways");
+            }
+            Outcome::Advanced { reached } => {
+                let Command::Advance { procedure, .. } = command else { panic!("{command:?} advanced something") };
+                assert!(!self.recorded.contains(command), "an advance counted twice: {command:?}");
+                self.recorded.push(command.clone());
+                let procedure = before.procedure(*procedure).unwrap();
+                for step in reached {
+                    match step {
+                        Step::Published => {
+                            let table = &procedure.table;
+                            assert_eq!(self.visible.insert(table.name.clone(), table.id), None, "a name twice");
+                        }
+                        Step::Done | Step::Failed => assert!(state.procedure(procedure.id).is_none()),
+                        _ => {}
+                    }
+                }
+            }
+            Outcome::Refused(error) => assert!(error.is_deterministic(), "{error}"),
+            Outcome::Bootstrapped | Outcome::Running { .. } | Outcome::NoCluster => {}
+            Outcome::Held { .. } | Outcome::Stale => {}
+        }
+        match outcome {
+            Outcome::Held { .. } | Outcome::Stale | Outcome::Running { .. } | Outcome::Refused(_) => {
+                assert_eq!(before, state, "{outcome:?} says that nothing was done");
+            }
+            _ => {}
+        }
+        let visible: BTreeMap<String, TableId> = state.tables().map(|table| (table.name.clone(), table.id)).collect();
+        assert_eq!(visible, self.visible);
+    }
+}
+
+/// The entry as a command, as of `state`.
+fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
+    let request = |(session, statement)| (SessionId(session), statement);
+    Some(match entry {
+        Entry::OpenSession => Command::OpenSession,
+        Entry::Again { which } => model.recorded.get(which % model.recorded.len().max(1))?.clone(),
+        Entry::Create { name, regions, replicas, if_not_exists, request: by } => {
+            let mut table = table(&format!("table{name}"), regions);
+            table.if_not_exists = if_not_exists;
+            table.options =
+                replicas.map(|replicas| ("replicas".to_string(), replicas.to_string())).into_iter().collect();
+            Command::StartCreate { table: Box::new(table), request: request(by) }
+        }
+        Entry::Drop { name, if_exists, request: by } => {
+            Command::StartDrop { name: format!("table{name}"), if_exists, request: request(by) }
+        }
+        Entry::Advance { which, behind, term, mask, refused } => {
+            let was = model.procedures.get(which % model.procedures.len().max(1))?;
+            let now = state.procedure(was.id).unwrap_or(was);
+            let done = |at: &(usize, Target)| mask & (1 << (at.0 % 16)) != 0;
+            let targets = now.next(term, 0).into_iter().map(|action| action.target).enumerate().filter(done);
+            let answers = targets.map(|(_, target)| (target, answer(now, target, refused)));
+            let progress = now.progress(answers)?;
+            Command::Advance { procedure: now.id, from: now.step.checked_sub(behind)?, term, progress }
+        }
+    })
+}
+
+/// What a node answers that does what it is asked, or refuses.
+fn answer(procedure: &Procedure, target: Target, refused: bool) -> Result<Response> {
+    match (&procedure.state, target) {
+        _ if refused => Err(Error::invalid(Invalid::Mismatch, "no")),
+        (ProcedureState::GroupsFormed { .. }, Target::Region(region)) => Ok(Response::Status(vec![led(region)])),
+        _ => Ok(Response::Done),
+    }
+}
+
+fn led(region: RegionId) -> ReplicaStatus {
+    ReplicaStatus {
+        region,
+        replica: ReplicaId(1),
+        node: NodeId(1),
+        is_leader: true,
+        leader: Some((ReplicaId(1), NodeId(1))),
+        term: 1,
+        applied: None,
+        flushed: None,
+        sequence: Sequence(0),
+        memtable_rows: 0,
+        memtable_bytes: 0,
+        ssts: 0,
+        sst_bytes: 0,
+        schema_version: 1,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn invariants_hold_for_every_sequence_of_entries(
+        entries in prop::collection::vec(entry(), 1..120),
+        results in prop_oneof![Just(3u64), Just(1_000)],
+        nodes in 1u64..5,
+    ) {
+        let mut state = MetaState::new();
+        let mut model = Model::default();
+        let mut log = Vec::new();
+        let mut apply = |state: &mut MetaState, model: &mut Model, command: Command| {
+            let before = state.clone();
+            let outcome = state.apply(command.clone());
+            state.check();
+            model.check(&command, &outcome, &before, state);
+            log.push(command.encode());
+            outcome
+        };
+        let limits = Limits { results, table_regions: 3 };
+        apply(&mut state, &mut model, bootstrap_with(nodes, limits));
+        for _ in 0..2 {
+            apply(&mut state, &mut model, Command::OpenSession);
+        }
+        for entry in entries {
+            if let Some(command) = command(entry, &state, &model) {
+                apply(&mut state, &mut model, command);
+            }
+        }
+
+        // At rest: whoever leads, with nodes that answer, every procedure ends within as many rounds as it has steps.
+        for _ in 0..4 {
+            let open: Vec<Procedure> = state.procedures().cloned().collect();
+            for procedure in open {
+                let actions = procedure.next(9, 0);
+                prop_assert!(!actions.is_empty(), "nothing to ask: {procedure:?}");
+                let answers = actions.into_iter().map(|action| (action.target, answer(&procedure, action.target, false)));
+                let progress = procedure.progress(answers).expect("the nodes answered");
+                let advance = Command::Advance { procedure: procedure.id, from: procedure.step, term: 9, progress };
+                let outcome = apply(&mut state, &mut model, advance);
+                prop_assert!(matches!(outcome, Outcome::Advanced { .. }), "{outcome:?}");
+            }
+        }
+        prop_assert_eq!(state.procedures().count(), 0, "a procedure has no end");
+        prop_assert!(state.answers().count() as u64 <= results.max(1) || results == 1_000);
+
+        let mut replayed = MetaState::new();
+        for command in &log {
+            replayed.apply(Command::decode(command).unwrap());
+        }
+        prop_assert_eq!(replayed.encode(), state.encode(), "the log gives another state when it is replayed");
+        prop_assert_eq!(MetaState::decode(&state.encode()).unwrap(), state);
+    }
+
+    /// Entries come from the network of an older or newer version, or from a damaged disk.
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut state = MetaState::new();
+        state.apply(super::bootstrap(3));
+        for bytes in [bytes.clone(), [&[1][..], &bytes].concat()] {
+            if let Ok(command) = Command::decode(&bytes) {
+                state.apply(command);
+            }
+            let _ = MetaState::decode(&bytes);
+        }
+    }
+}
+
+#[test]
+fn answers_that_do_not_fit_the_question_say_nothing() {
+    let mut state = MetaState::new();
+    for command in [super::bootstrap(3), Command::OpenSession, super::create("flights", 1, (1, 1))] {
+        state.apply(command);
+    }
+    let procedure = state.procedures().next().unwrap().clone();
+    let replica = Target::Replica(ReplicaId(4));
+    let unsure = [
+        Ok(Response::Status(vec![])),
+        Err(Error::Unknown { message: String::new() }),
+        Err(Error::Busy { what: String::new() }),
+        Err(Error::Stopped),
+    ];
+    for answer in unsure {
+        assert_eq!(procedure.progress([(replica, answer)]), None);
+    }
+    let done = procedure.progress([(replica, Ok(Response::Done))]);
+    assert_eq!(done, Some(Progress::Replicas([ReplicaId(4)].into())));
+
+    // A replica that follows nobody yet, and one of another region, are no leader.
+    let region = RegionId::new(TableId(1), 0);
+    let electing =
+        Procedure { state: ProcedureState::GroupsFormed { missing: [].into(), open: [region].into() }, ..procedure };
+    let follower = ReplicaStatus { leader: None, is_leader: false, ..led(region) };
+    for status in [vec![], vec![follower], vec![led(RegionId::META)]] {
+        assert_eq!(electing.progress([(Target::Region(region), Ok(Response::Status(status)))]), None);
+    }
+    assert_eq!(electing.progress([(Target::Region(region), Ok(Response::Done))]), None);
+    assert!(matches!(electing.next(1, 0)[0].request, Request::Status { .. }));
+}

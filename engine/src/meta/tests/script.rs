@@ -1,0 +1,266 @@
+//! Golden scripts: `testscripts/meta/*`. Each command is an entry or a question; the output is the outcome and what
+//! changed of the state, `-` before and `+` after.
+//!
+//! - `bootstrap nodes=N [results=N] [regions=N]`, `session`
+//! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
+//! - `drop NAME by=SESSION.STATEMENT [if_exists]`
+//! - `advance PROCEDURE (all | refused | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
+//! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
+//! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
+//! - `show`: everything
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use goldenscript::{ArgumentConsumer, Context};
+
+use super::{bootstrap_with, table};
+use crate::error::{Error, Invalid};
+use crate::meta::{Answer, Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target};
+use crate::server::message::Request;
+use crate::types::{ProcedureId, RegionId, ReplicaId, SessionId};
+
+#[test]
+fn scripts() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testscripts/meta");
+    let mut scripts: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    scripts.sort();
+    assert!(!scripts.is_empty());
+    for script in scripts {
+        if let Err(err) = goldenscript::run(&mut Script::default(), &script) {
+            panic!("{}: {err}", script.display());
+        }
+    }
+}
+
+#[derive(Default)]
+struct Script {
+    state: MetaState,
+    log: Vec<Command>,
+}
+
+impl goldenscript::Runner for Script {
+    type Command = goldenscript::Command;
+
+    fn run(&mut self, command: &goldenscript::Command, _: &Context) -> Result<String, Box<dyn StdError>> {
+        let mut args = command.consume_args();
+        let output = match command.name.as_str() {
+            "bootstrap" => {
+                let limits = Limits {
+                    results: number(&mut args, "results")?.unwrap_or(100),
+                    table_regions: number(&mut args, "regions")?.unwrap_or(16),
+                };
+                let nodes = number(&mut args, "nodes")?.ok_or("nodes=?")?;
+                self.apply(bootstrap_with(nodes, limits))
+            }
+            "session" => self.apply(Command::OpenSession),
+            "create" => {
+                let name = args.next_pos().ok_or("create what?")?;
+                let request = request(&mut args)?;
+                let mut table = table(name, u32::try_from(number(&mut args, "regions")?.unwrap_or(1))?);
+                table.options = args
+                    .take_key("replicas")
+                    .map(|replicas| ("replicas".to_string(), replicas.to_string()))
+                    .into_iter()
+                    .collect();
+                table.if_not_exists = flag(&mut args, "if_not_exists");
+                self.apply(Command::StartCreate { table: Box::new(table), request })
+            }
+            "drop" => {
+                let name = args.next_pos().ok_or("drop what?")?.to_string();
+                let request = request(&mut args)?;
+                let if_exists = flag(&mut args, "if_exists");
+                self.apply(Command::StartDrop { name, if_exists, request })
+            }
+            "advance" => {
+                let id = procedure(&mut args)?;
+                let known = self.state.procedure(id);
+                let from = number(&mut args, "from")?.or(known.map(|known| u64::from(known.step)));
+                let term = number(&mut args, "term")?.or(known.map(|known| known.term.max(1)));
+                let done: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
+                let progress = progress(known, &done)?;
+                self.apply(Command::Advance {
+                    procedure: id,
+                    from: u32::try_from(from.ok_or("it has ended: from=?")?)?,
+                    term: term.ok_or("it has ended: term=?")?,
+                    progress,
+                })
+            }
+            "asks" => {
+                let id = procedure(&mut args)?;
+                let attempt = u32::try_from(number(&mut args, "attempt")?.unwrap_or(0))?;
+                let known = self.state.procedure(id).ok_or("it has ended")?;
+                let mut output = String::new();
+                for action in known.next(known.term.max(1), attempt) {
+                    writeln!(output, "{}: {}", action.node, shown_request(&action.request))?;
+                }
+                output
+            }
+            "restart" => {
+                let mut replayed = MetaState::new();
+                self.log.iter().for_each(|command| {
+                    let command = Command::decode(&command.encode()).expect("was encoded");
+                    replayed.apply(command);
+                });
+                assert_eq!(replayed, self.state, "the log gives another state when it is replayed");
+                self.state = MetaState::decode(&self.state.encode())?;
+                assert_eq!(replayed, self.state, "a snapshot is another state");
+                "the same state\n".to_string()
+            }
+            "show" => lines(&self.state).into_iter().map(|line| line + "\n").collect(),
+            name => return Err(format!("no command {name:?}").into()),
+        };
+        args.reject_next()?;
+        Ok(output)
+    }
+}
+
+impl Script {
+    fn apply(&mut self, command: Command) -> String {
+        let before = lines(&self.state);
+        self.log.push(command.clone());
+        let outcome = self.state.apply(command);
+        self.state.check();
+        let after = lines(&self.state);
+        let mut output = shown_outcome(&outcome) + "\n";
+        for line in before.iter().filter(|line| !after.contains(line)) {
+            writeln!(output, "- {line}").expect("a string takes it");
+        }
+        for line in after.iter().filter(|line| !before.contains(line)) {
+            writeln!(output, "+ {line}").expect("a string takes it");
+        }
+        output
+    }
+}
+
+fn number(args: &mut ArgumentConsumer<'_>, key: &str) -> Result<Option<u64>, Box<dyn StdError>> {
+    Ok(args.take_key(key).map(str::parse).transpose()?)
+}
+
+/// A flag is the last positional argument.
+fn flag(args: &mut ArgumentConsumer<'_>, name: &str) -> bool {
+    args.next_pos().is_some_and(|arg| {
+        assert_eq!(arg, name);
+        true
+    })
+}
+
+fn request(args: &mut ArgumentConsumer<'_>) -> Result<(SessionId, u64), Box<dyn StdError>> {
+    let by = args.take_key("by").ok_or("by=SESSION.STATEMENT?")?;
+    let (session, statement) = by.split_once('.').ok_or("by=SESSION.STATEMENT?")?;
+    Ok((SessionId(session.parse()?), statement.parse()?))
+}
+
+fn procedure(args: &mut ArgumentConsumer<'_>) -> Result<ProcedureId, Box<dyn StdError>> {
+    let id = args.next_pos().and_then(|id| id.strip_prefix('p')).ok_or("which procedure?")?;
+    Ok(ProcedureId(id.parse()?))
+}
+
+fn progress(known: Option<&Procedure>, done: &[&str]) -> Result<Progress, Box<dyn StdError>> {
+    if done == ["refused"] {
+        return Ok(Progress::Refused(Error::invalid(Invalid::Mismatch, "node n2 refuses")));
+    }
+    if done == ["all"] {
+        let known = known.ok_or("it has ended: nothing is open")?;
+        let (mut replicas, mut regions) = (BTreeSet::new(), BTreeSet::new());
+        for action in known.next(1, 0) {
+            match action.target {
+                Target::Replica(replica) => replicas.insert(replica),
+                Target::Region(region) => regions.insert(region),
+            };
+        }
+        return Ok(if replicas.is_empty() { Progress::Regions(regions) } else { Progress::Replicas(replicas) });
+    }
+    if done.iter().all(|name| name.starts_with('r')) {
+        let replicas: Result<_, _> = done.iter().map(|name| name[1..].parse().map(ReplicaId)).collect();
+        return Ok(Progress::Replicas(replicas?));
+    }
+    let known = known.ok_or("it has ended: no regions")?;
+    let regions: Result<_, _> =
+        done.iter().map(|name| name.parse().map(|n| RegionId::new(known.table.id, n))).collect();
+    Ok(Progress::Regions(regions?))
+}
+
+fn shown_request(request: &Request) -> String {
+    match request {
+        Request::CreateReplica { region, replica, by, .. } => {
+            format!("create replica {replica} of {region} ({} step {} term {})", by.procedure, by.step, by.term)
+        }
+        Request::DropReplica { region, replica, by } => {
+            format!("drop replica {replica} of {region} ({} step {} term {})", by.procedure, by.step, by.term)
+        }
+        Request::InitGroup { region, members } => {
+            let members: Vec<String> = members.iter().map(|(replica, node)| format!("{replica}@{node}")).collect();
+            format!("form {region} of {}", members.join(" "))
+        }
+        Request::Status { region: Some(region) } => format!("who leads {region}?"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn shown_outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Session(session) => format!("session {session}"),
+        Outcome::Started { procedure, step } => format!("started {procedure}: {}", step.name()),
+        Outcome::Running { procedure } => format!("running as {procedure}"),
+        Outcome::Decided(decision) => shown_decision(decision),
+        Outcome::Held { by } => format!("held by {by}"),
+        Outcome::Advanced { reached } => {
+            let reached: Vec<&str> = reached.iter().map(|step| step.name()).collect();
+            format!("advanced: {}", if reached.is_empty() { "in part".to_string() } else { reached.join(", ") })
+        }
+        Outcome::Refused(error) => format!("refused: {error}"),
+        Outcome::Bootstrapped => "bootstrapped".to_string(),
+        Outcome::Stale => "stale".to_string(),
+        Outcome::NoCluster => "no cluster".to_string(),
+    }
+}
+
+fn shown_decision(decision: &Result<Decision, Error>) -> String {
+    match decision {
+        Ok(Decision::Created(table)) => format!("created {} {:?}", table.id, table.name),
+        Ok(Decision::Dropped(existed)) => format!("dropped: {existed}"),
+        Err(error) => format!("error: {error}"),
+    }
+}
+
+/// The state, one line a fact.
+fn lines(state: &MetaState) -> Vec<String> {
+    let mut lines = Vec::new();
+    for table in state.tables() {
+        lines.push(format!("table {} {:?}", table.id, table.name));
+    }
+    for procedure in state.procedures() {
+        for region in &procedure.table.regions {
+            let replicas: Vec<String> = region.replicas.iter().map(|(id, node)| format!("{id}@{node}")).collect();
+            lines.push(format!("{} places {}: {}", procedure.id, region.id, replicas.join(" ")));
+        }
+        let at = procedure.state.step().name();
+        lines.push(format!("{} {} {at}, {}", procedure.id, procedure.kind(), shown_open(&procedure.state)));
+    }
+    for (request, answer) in state.answers() {
+        let answer = match answer {
+            Answer::Running(procedure) => format!("running as {procedure}"),
+            Answer::Decided(decision) => shown_decision(decision),
+        };
+        lines.push(format!("statement {}.{}: {answer}", request.0.0, request.1));
+    }
+    lines
+}
+
+fn shown_open(state: &ProcedureState) -> String {
+    let replicas = |ids: &BTreeSet<ReplicaId>| ids.iter().map(|id| format!(" {id}")).collect::<String>();
+    let regions = |ids: &BTreeSet<RegionId>| ids.iter().map(|id| format!(" {id}")).collect::<String>();
+    match state {
+        ProcedureState::Prepared { open }
+        | ProcedureState::Published { open }
+        | ProcedureState::Undoing { open, .. }
+        | ProcedureState::Unpublished { open } => format!("open:{}", replicas(open)),
+        ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
+            let missing = if missing.is_empty() { String::new() } else { format!(", later:{}", replicas(missing)) };
+            format!("open:{}{missing}", regions(open))
+        }
+    }
+}
