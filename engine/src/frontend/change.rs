@@ -1,0 +1,214 @@
+//! UPDATE and DELETE: read, decide, write on condition, and decide anew what somebody else changed meanwhile.
+//!
+//! The rows are read by a query over the table under the name [`TARGET`]: the WHERE of the statement, the columns that the
+//! new images need, the new values, and the sequence of each row. A row that the region refuses because its sequence is
+//! another one by now is read again by its key: if the WHERE still holds of it, it is written from what it is now,
+//! otherwise it is none of the statement's any more. So of two `n = n + 1` none is lost.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array, new_null_array};
+use arrow::compute::concat_batches;
+use arrow::datatypes::UInt64Type;
+use datafusion::sql::sqlparser::ast::{self, SelectItem, SetExpr};
+use tokio::time::{Instant, sleep};
+
+use super::insert::check_nulls;
+use super::now;
+use super::scan::{RegionTable, SEQUENCE};
+use super::session::Session;
+use super::write::{Images, Written};
+use crate::error::{Error, Invalid, Result};
+use crate::meta::catalog::TableDef;
+use crate::sql::{self, Change, Statement, TARGET, Tables, for_column, invalid, is_default, suggest, to_column};
+use crate::types::{Key, Op};
+
+/// A change with everything looked up.
+pub(super) struct Resolved {
+    pub table: Arc<TableDef>,
+    /// Reads the rows, see [`Resolved::columns`].
+    pub query: ast::Query,
+    /// Where each column of the new images comes from; none: the rows are deleted.
+    set: Option<Vec<New>>,
+}
+
+/// The new value of a column.
+#[derive(Clone, Copy)]
+enum New {
+    /// What it was: column of the query.
+    Old(usize),
+    /// What SET says: column of the query.
+    Set(usize),
+    /// Its default.
+    Default,
+}
+
+impl Session {
+    /// Runs an UPDATE or DELETE; says how many rows were written.
+    pub(super) async fn change(&self, change: &Change, deadline: Instant) -> Result<u64> {
+        let resolved = self.frontend().resolve(change, deadline).await?;
+        let table = &resolved.table;
+        let mut written = Written::default();
+        let Some(images) = self.images(&resolved, None, deadline).await? else {
+            return Ok(0);
+        };
+        let open = self.begin(deadline).await?;
+        self.frontend().write(&open, table, images, &mut written, deadline).await?;
+        let mut pause = Duration::from_millis(self.frontend().options().retry_min_ms);
+        let mut rounds = 0;
+        while !written.conflicts.is_empty() {
+            if now() >= deadline {
+                let waiting_for =
+                    format!("{} rows of table {} that others change", written.conflicts.len(), table.name);
+                return Err(written.failed(Error::Deadline { waiting_for }, false));
+            }
+            // The first time at once: most likely whoever was faster is done.
+            if rounds > 0 {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(self.frontend().options().retry_max_ms));
+            }
+            rounds += 1;
+            let keys = std::mem::take(&mut written.conflicts);
+            let images = match self.images(&resolved, Some(keys), deadline).await {
+                Ok(Some(images)) => images,
+                Ok(None) => break,
+                Err(err) => return Err(written.failed(err, false)),
+            };
+            if let Err(err) = self.frontend().write(&open, table, images, &mut written, deadline).await {
+                return Err(written.failed(err, false));
+            }
+        }
+        Ok(written.rows)
+    }
+
+    /// What to write, computed from the rows as they are now; of all rows, or of those with these keys. None: nothing.
+    async fn images(
+        &self,
+        resolved: &Resolved,
+        keys: Option<BTreeSet<Key>>,
+        deadline: Instant,
+    ) -> Result<Option<Images>> {
+        let table = &resolved.table;
+        let target = RegionTable::target(self.frontend().clone(), table.clone(), keys, deadline);
+        let mut tables = Tables::new();
+        tables.insert(TARGET.to_string(), Arc::new(target));
+        let (schema, batches) = self.frontend().query_over(&resolved.query, tables, deadline).await?;
+        let batch = concat_batches(&schema, &batches).map_err(|err| invalid(err.into()))?;
+        if batch.num_rows() == 0 {
+            return Ok(None);
+        }
+        self.compute(resolved, &batch).map(Some)
+    }
+
+    fn compute(&self, resolved: &Resolved, batch: &RecordBatch) -> Result<Images> {
+        let table = &resolved.table;
+        let columns = table.schema.columns();
+        let rows = batch.num_rows();
+        let expected: UInt64Array = batch.column(0).as_primitive::<UInt64Type>().clone();
+        let key = table.schema.key();
+        let images: Vec<ArrayRef> = match &resolved.set {
+            None => columns
+                .iter()
+                .enumerate()
+                .map(|(at, column)| match key.iter().position(|key| *key == at) {
+                    Some(position) => batch.column(1 + position).clone(),
+                    None => new_null_array(&column.column_type.to_arrow(), rows),
+                })
+                .collect(),
+            Some(set) => {
+                let evaluator = self.evaluator();
+                let images = columns
+                    .iter()
+                    .zip(set)
+                    .map(|(column, new)| match new {
+                        New::Old(at) => Ok(batch.column(*at).clone()),
+                        New::Set(at) => to_column(batch.column(*at), column, &table.name),
+                        New::Default => evaluator.default(column, &table.name, rows),
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                check_nulls(table, &images)?;
+                images
+            }
+        };
+        let rows = RecordBatch::try_new(table.schema.to_arrow(), images).map_err(|err| invalid(err.into()))?;
+        let op = if resolved.set.is_some() { Op::Put } else { Op::Delete };
+        Ok(Images { rows, op, expected: Some(expected) })
+    }
+}
+
+impl super::Frontend {
+    /// Looks up what `change` names, and makes the query that reads its rows: first the sequence, then the columns of the
+    /// new images (of a DELETE: of the key), then the values of SET.
+    pub(super) async fn resolve(&self, change: &Change, deadline: Instant) -> Result<Resolved> {
+        let table = self.routes().table(&change.table, deadline).await?;
+        let mut projection = vec![SEQUENCE.to_string()];
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let mut values = Vec::new();
+        let set = match &change.set {
+            None => {
+                projection.extend(table.schema.key().iter().map(|at| table.schema.columns()[*at].name.clone()));
+                None
+            }
+            Some(assignments) => {
+                let mut set: Vec<New> = Vec::with_capacity(table.schema.columns().len());
+                for (name, _) in assignments {
+                    let Some((at, _)) = table.schema.column(name) else {
+                        let known = suggest(name, table.schema.columns().iter().map(|column| column.name.as_str()));
+                        let message = format!("table {} has no column {name:?}{known}", table.name);
+                        return Err(Error::invalid(Invalid::UnknownColumn, message));
+                    };
+                    if table.schema.is_key(at) {
+                        let message = format!(
+                            "column {name:?} is in the row key of table {}, which never changes; DELETE the row and INSERT \
+                             another",
+                            table.name
+                        );
+                        return Err(Error::invalid(Invalid::KeyChange, message));
+                    }
+                }
+                for column in table.schema.columns() {
+                    let assigned = assignments.iter().find(|(name, _)| *name == column.name);
+                    set.push(match assigned {
+                        None => {
+                            projection.push(column.name.clone());
+                            New::Old(projection.len() - 1)
+                        }
+                        Some((_, expr)) if is_default(expr) => New::Default,
+                        Some((_, expr)) => {
+                            values.push(for_column(expr.clone(), column.column_type));
+                            New::Set(values.len() - 1)
+                        }
+                    });
+                }
+                // The values stand behind the columns.
+                for new in &mut set {
+                    if let New::Set(at) = new {
+                        *at += projection.len();
+                    }
+                }
+                Some(set)
+            }
+        };
+        let alias = quoted(&change.alias);
+        let template = format!("SELECT 1 FROM {TARGET} AS {alias}");
+        let Statement::Query(mut query) = sql::parse(&template)? else {
+            return Err(Error::invalid(Invalid::Mismatch, "the template of a change is a query"));
+        };
+        let SetExpr::Select(select) = query.body.as_mut() else {
+            return Err(Error::invalid(Invalid::Mismatch, "the template of a change is a SELECT"));
+        };
+        let column = |name: &String| {
+            let idents = [&change.alias, name].map(|name| ast::Ident::with_quote('"', name.as_str()));
+            SelectItem::UnnamedExpr(ast::Expr::CompoundIdentifier(idents.into()))
+        };
+        let value = |(at, expr): (usize, ast::Expr)| SelectItem::ExprWithAlias {
+            expr,
+            alias: ast::Ident::with_quote('"', format!("__new_{at}")),
+        };
+        select.projection = projection.iter().map(column).chain(values.into_iter().enumerate().map(value)).collect();
+        select.selection = change.selection.clone();
+        Ok(Resolved { table, query: *query, set })
+    }
+}

@@ -1,0 +1,253 @@
+//! Where tables, regions and their leaders are, as far as this frontend knows, and the retries that find out better.
+//!
+//! What is cached may be wrong at any time; whoever is asked in vain says so, and then the next one is asked: the leader
+//! that the answer names, otherwise the replicas in turn, with pauses that double.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::now;
+use crate::error::{Error, Invalid, IoKind, Result};
+use crate::event::{Event, Events};
+use crate::meta::catalog::{RegionDef, TableDef};
+use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::options::Options;
+use crate::region::request::ReplicaStatus;
+use crate::server::message::{Request, Response};
+use crate::server::router::Router;
+use crate::sql::suggest;
+use crate::types::{NodeId, RegionId};
+
+/// The cache and the ways.
+pub(super) struct Routes {
+    router: Arc<Router>,
+    meta: Vec<NodeId>,
+    options: Arc<Options>,
+    events: Events,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    tables: BTreeMap<String, Arc<TableDef>>,
+    /// The node that answered last for a group. (Meta is group 0.)
+    leaders: BTreeMap<RegionId, NodeId>,
+}
+
+/// What came of a request after all retries.
+pub(super) struct Answer<T> {
+    /// The last answer.
+    pub result: Result<T>,
+    /// Whether an earlier copy of the request may have been applied, so that only an answer that knows of it counts.
+    pub uncertain: bool,
+}
+
+impl Routes {
+    pub fn new(router: Arc<Router>, meta: Vec<NodeId>, options: Arc<Options>, events: Events) -> Routes {
+        assert!(!meta.is_empty(), "a cluster has a node with meta");
+        Routes { router, meta, options, events, cache: Mutex::default() }
+    }
+
+    /// The table called `name`; an error with a suggestion if there is none.
+    pub async fn table(&self, name: &str, deadline: Instant) -> Result<Arc<TableDef>> {
+        if let Some(table) = self.cache().tables.get(name) {
+            return Ok(table.clone());
+        }
+        match self.meta(MetaRequest::Table { name: name.to_string() }, deadline).await.result? {
+            MetaAnswer::Table(Some(table)) => {
+                let table = Arc::new(table);
+                self.remember(table.clone());
+                Ok(table)
+            }
+            MetaAnswer::Table(None) => {
+                let tables = self.tables(deadline).await?;
+                let known = suggest(name, tables.iter().map(|table| table.name.as_str()));
+                Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}{known}")))
+            }
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// All tables by name.
+    pub async fn tables(&self, deadline: Instant) -> Result<Vec<TableDef>> {
+        match self.meta(MetaRequest::Tables, deadline).await.result? {
+            MetaAnswer::Tables(tables) => Ok(tables),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Caches a table that meta just told of.
+    pub fn remember(&self, table: Arc<TableDef>) {
+        self.cache().tables.insert(table.name.clone(), table);
+    }
+
+    /// Forgets a table, because it turned out to be another one.
+    pub fn forget(&self, name: &str) {
+        self.cache().tables.remove(name);
+    }
+
+    /// Forgets all tables: one that a statement names is not what it was, the error does not say which.
+    pub fn forget_tables(&self) {
+        self.cache().tables.clear();
+    }
+
+    /// Forgets the tables that are not in the cache as they are at meta; says whether there are any. A statement that was
+    /// refused because of what the cache says must not be if the cache was wrong.
+    pub async fn forget_changed(&self, deadline: Instant) -> Result<bool> {
+        if self.cache().tables.is_empty() {
+            return Ok(false);
+        }
+        let tables: BTreeMap<String, TableDef> =
+            self.tables(deadline).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
+        let mut cache = self.cache();
+        let before = cache.tables.len();
+        cache.tables.retain(|name, cached| tables.get(name).is_some_and(|table| *table == **cached));
+        Ok(cache.tables.len() < before)
+    }
+
+    /// Asks meta's leader.
+    pub async fn meta(&self, request: MetaRequest, deadline: Instant) -> Answer<MetaAnswer> {
+        let answer = self.group(RegionId::META, &self.meta, &Request::Meta(request), deadline).await;
+        let result = answer.result.and_then(|response| match response {
+            Response::Meta(answer) => Ok(answer),
+            other => Err(mismatch(&other)),
+        });
+        Answer { result, uncertain: answer.uncertain }
+    }
+
+    /// Asks the leader of `region`.
+    pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Instant) -> Answer<Response> {
+        let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
+        self.group(region.id, &nodes, request, deadline).await
+    }
+
+    /// Asks `node` once for the states of its replicas.
+    pub async fn status(&self, node: NodeId, deadline: Instant) -> Result<Vec<ReplicaStatus>> {
+        let within = self.within(deadline);
+        match self.router.call(node, Request::Status { region: None }, within).await? {
+            Response::Status(replicas) => Ok(replicas),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// The nodes that meta is on.
+    pub fn meta_nodes(&self) -> &[NodeId] {
+        &self.meta
+    }
+
+    /// Asks the leader of `group`, whose replicas are on `nodes`, until there is an answer that no retry would change.
+    async fn group(&self, group: RegionId, nodes: &[NodeId], request: &Request, deadline: Instant) -> Answer<Response> {
+        let mut uncertain = false;
+        let mut ring = nodes.iter().copied().cycle();
+        let mut node = match self.cache().leaders.get(&group).copied().or_else(|| ring.next()) {
+            Some(node) => node,
+            None => return Answer { result: Err(Error::RegionNotFound { region: group }), uncertain },
+        };
+        let mut failed = None;
+        let mut pause = Duration::from_millis(self.options.retry_min_ms);
+        let mut hops = 0;
+        let mut missing = 0;
+        let mut last: Option<Error> = None;
+        loop {
+            if now() >= deadline {
+                return Answer { result: Err(late(group, request, last, uncertain)), uncertain };
+            }
+            let err = match self.router.call(node, request.clone(), self.within(deadline)).await {
+                Ok(response) => {
+                    self.cache().leaders.insert(group, node);
+                    return Answer { result: Ok(response), uncertain };
+                }
+                Err(err) => err,
+            };
+            let mut wait = true;
+            let mut hint = None;
+            match &err {
+                Error::NotLeader { hint: Some((_, hinted)), .. } if *hinted != node => {
+                    hint = Some(*hinted);
+                    // Neither two nodes that take each other for the leader nor a dead leader that others still believe in
+                    // may be asked in a busy loop.
+                    hops += 1;
+                    wait = hops > nodes.len() || failed == Some(*hinted);
+                }
+                Error::NotLeader { .. } => {}
+                // Surely not applied: the node is full, or was not reached. It may be dead, so the others are asked too.
+                Error::Busy { .. } | Error::Deadline { .. } | Error::Stopped => failed = Some(node),
+                Error::Unknown { .. } | Error::Io { kind: IoKind::ConnectionLost | IoKind::TimedOut, .. } => {
+                    uncertain |= writes(request);
+                    // The wait for the answer was long enough.
+                    wait = false;
+                }
+                // The replica may have moved, or the table is gone: then all say so.
+                Error::RegionNotFound { .. } => {
+                    missing += 1;
+                    if missing > nodes.len() {
+                        return Answer { result: Err(err), uncertain };
+                    }
+                    wait = false;
+                }
+                _ => return Answer { result: Err(err), uncertain },
+            }
+            if !matches!(err, Error::RegionNotFound { .. }) {
+                missing = 0;
+            }
+            let next = match hint {
+                Some(hinted) => hinted,
+                None if nodes.len() == 1 => nodes[0],
+                None => ring.by_ref().find(|next| *next != node).unwrap_or(node),
+            };
+            if next != node {
+                self.cache().leaders.remove(&group);
+                self.events.emit(|| Event::RouteRefreshed { region: group });
+            }
+            if wait {
+                hops = 0;
+                sleep(pause.min(deadline.saturating_duration_since(now()))).await;
+                pause = (pause * 2).min(Duration::from_millis(self.options.retry_max_ms));
+            }
+            node = next;
+            last = Some(err);
+        }
+    }
+
+    /// How long one attempt may take.
+    fn within(&self, deadline: Instant) -> Duration {
+        let left = deadline.saturating_duration_since(now());
+        left.min(Duration::from_millis(self.options.rpc_timeout_ms)).max(Duration::from_millis(1))
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a lost answer leaves open what the request did.
+fn writes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Write { .. } | Request::Meta(MetaRequest::CreateTable { .. } | MetaRequest::DropTable { .. })
+    )
+}
+
+fn late(group: RegionId, request: &Request, last: Option<Error>, uncertain: bool) -> Error {
+    let (name, group) = match request {
+        Request::Meta(MetaRequest::CreateTable { .. }) => ("CREATE TABLE", "meta".to_string()),
+        Request::Meta(MetaRequest::DropTable { .. }) => ("DROP TABLE", "meta".to_string()),
+        Request::Meta(_) => ("a question", "meta".to_string()),
+        request => (request.kind().name(), format!("region {group}")),
+    };
+    let last = last.map(|err| format!(" (last: {err})")).unwrap_or_default();
+    if uncertain {
+        return Error::Unknown { message: format!("{name} to {group} was not answered before the deadline{last}") };
+    }
+    Error::Deadline { waiting_for: format!("an answer of {group} to {name}{last}") }
+}
+
+/// A node that answers something else than it was asked.
+pub(super) fn mismatch(answer: &impl std::fmt::Debug) -> Error {
+    let mut answer = format!("{answer:?}");
+    answer.truncate(answer.char_indices().nth(80).map_or(answer.len(), |(at, _)| at));
+    Error::invalid(Invalid::Mismatch, format!("the answer is of another kind than the request: {answer}"))
+}

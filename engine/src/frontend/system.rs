@@ -1,0 +1,143 @@
+//! `SHOW TABLES` and the tables of schema `sys`: the catalog and the states of the replicas, as they are when asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
+use datafusion::datasource::{MemTable, TableProvider};
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use super::{Frontend, Output};
+use crate::error::{Error, Invalid, Result};
+use crate::meta::catalog::TableDef;
+use crate::region::request::ReplicaStatus;
+use crate::sql::partition::show_rule;
+use crate::sql::{invalid, suggest};
+use crate::types::{NodeId, RegionId, ReplicaId};
+
+const TABLES: [&str; 2] = ["tables", "regions"];
+
+impl Frontend {
+    pub(super) async fn show_tables(&self, deadline: Instant) -> Result<Output> {
+        let tables = self.routes().tables(deadline).await?;
+        let names = StringArray::from_iter_values(tables.iter().map(|table| &table.name));
+        let (schema, batch) = batch(vec![("table_name", false, Arc::new(names))])?;
+        Ok(Output::Rows { schema, batches: vec![batch] })
+    }
+
+    /// The table `sys.name`.
+    pub(super) async fn system_table(&self, name: &str, deadline: Instant) -> Result<Arc<dyn TableProvider>> {
+        let (schema, batch) = match name {
+            "tables" => tables(&self.routes().tables(deadline).await?)?,
+            "regions" => self.regions(deadline).await?,
+            _ => {
+                let message = format!("there is no table sys.{name}{}", suggest(name, TABLES));
+                return Err(Error::invalid(Invalid::UnknownTable, message));
+            }
+        };
+        Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]]).map_err(invalid)?))
+    }
+
+    /// One row for each replica of the catalog and each that a node says it has; without a state where its node did not
+    /// answer.
+    async fn regions(&self, deadline: Instant) -> Result<(SchemaRef, RecordBatch)> {
+        let tables = self.routes().tables(deadline).await?;
+        let mut nodes: BTreeSet<NodeId> = self.routes().meta_nodes().iter().copied().collect();
+        let mut replicas: BTreeMap<(RegionId, ReplicaId), Replica> = BTreeMap::new();
+        for table in &tables {
+            for region in &table.regions {
+                for (replica, node) in &region.replicas {
+                    nodes.insert(*node);
+                    let known = Replica { table: Some(table.name.clone()), node: *node, state: None };
+                    replicas.insert((region.id, *replica), known);
+                }
+            }
+        }
+        let states = nodes.iter().map(|node| self.routes().status(*node, deadline));
+        for state in join_all(states).await.into_iter().filter_map(Result::ok).flatten() {
+            let replica = replicas.entry((state.region, state.replica)).or_insert(Replica {
+                table: None,
+                node: state.node,
+                state: None,
+            });
+            replica.state = Some(state);
+        }
+        let column = |value: fn(&ReplicaStatus) -> u64| -> ArrayRef {
+            let values = replicas.values().map(|replica| replica.state.as_ref().map(value));
+            Arc::new(values.collect::<UInt64Array>())
+        };
+        let leads = replicas.values().map(|replica| replica.state.as_ref().map(|state| state.is_leader));
+        batch(vec![
+            ("region", false, texts(replicas.keys().map(|(region, _)| Some(region.to_string())))),
+            ("table_name", true, texts(replicas.values().map(|replica| replica.table.clone()))),
+            ("replica", false, Arc::new(UInt64Array::from_iter_values(replicas.keys().map(|(_, replica)| replica.0)))),
+            ("node", false, Arc::new(UInt64Array::from_iter_values(replicas.values().map(|replica| replica.node.0)))),
+            ("is_leader", true, Arc::new(leads.collect::<BooleanArray>())),
+            ("term", true, column(|state| state.term)),
+            ("applied", true, column(|state| state.applied.map_or(0, |id| id.index))),
+            ("flushed", true, column(|state| state.flushed.map_or(0, |id| id.index))),
+            ("sequence", true, column(|state| state.sequence.0)),
+            ("memtable_rows", true, column(|state| state.memtable_rows)),
+            ("memtable_bytes", true, column(|state| state.memtable_bytes)),
+            ("ssts", true, column(|state| state.ssts)),
+            ("sst_bytes", true, column(|state| state.sst_bytes)),
+            ("schema_version", true, column(|state| state.schema_version)),
+        ])
+    }
+}
+
+/// A replica, by what the catalog and its node say.
+struct Replica {
+    table: Option<String>,
+    node: NodeId,
+    state: Option<ReplicaStatus>,
+}
+
+fn tables(tables: &[TableDef]) -> Result<(SchemaRef, RecordBatch)> {
+    let name = |table: &TableDef, at: usize| table.schema.columns()[at].name.clone();
+    let primary_key = |table: &TableDef| {
+        let names: Vec<String> = table.schema.primary_key().iter().map(|at| name(table, *at)).collect();
+        names.join(", ")
+    };
+    let columns = |table: &TableDef| {
+        let shown = table.schema.columns().iter().map(|column| format!("{} {}", column.name, column.column_type));
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    let options = |table: &TableDef| {
+        let shown = table.options.iter().map(|(name, value)| format!("{name} = {value}"));
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    batch(vec![
+        ("table_id", false, Arc::new(UInt32Array::from_iter_values(tables.iter().map(|table| table.id.0)))),
+        ("table_name", false, texts(tables.iter().map(|table| Some(table.name.clone())))),
+        ("columns", false, texts(tables.iter().map(|table| Some(columns(table))))),
+        ("primary_key", false, texts(tables.iter().map(|table| Some(primary_key(table))))),
+        ("time_index", true, texts(tables.iter().map(|table| Some(name(table, table.schema.time_index()?))))),
+        ("partition", false, texts(tables.iter().map(|table| Some(show_rule(&table.partition, &table.schema))))),
+        ("regions", false, {
+            Arc::new(UInt64Array::from_iter_values(tables.iter().map(|table| table.regions.len() as u64)))
+        }),
+        ("options", false, texts(tables.iter().map(|table| Some(options(table))))),
+        ("schema_version", false, {
+            Arc::new(UInt64Array::from_iter_values(tables.iter().map(|table| table.schema.version)))
+        }),
+    ])
+}
+
+fn texts(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
+    Arc::new(values.collect::<StringArray>())
+}
+
+/// A batch of columns with name, whether NULL occurs, and cells.
+fn batch(columns: Vec<(&str, bool, ArrayRef)>) -> Result<(SchemaRef, RecordBatch)> {
+    let field = |(name, nullable, cells): &(&str, bool, ArrayRef)| -> Field {
+        let data_type: DataType = cells.data_type().clone();
+        Field::new(*name, data_type, *nullable)
+    };
+    let schema = Arc::new(ArrowSchema::new(columns.iter().map(field).collect::<Vec<_>>()));
+    let cells = columns.into_iter().map(|(_, _, cells)| cells).collect();
+    let batch = RecordBatch::try_new(schema.clone(), cells).map_err(|err| invalid(err.into()))?;
+    Ok((schema, batch))
+}

@@ -1,0 +1,550 @@
+//! A cluster in memory for tests of the frontend: meta and regions with the semantics that the frontend relies on, and
+//! faults on demand. No raft, no files: a region is a map with versions, led by one of three nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::sleep;
+
+use super::{Frontend, Session};
+use crate::clock::Clock;
+use crate::error::{Error, Invalid, Result};
+use crate::event::{Event, Events, Listen};
+use crate::meta::catalog::{CreateTable, PartitionRule, RegionDef, TableDef};
+use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::options::Options;
+use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
+use crate::server::message::{Request, Response};
+use crate::server::router::{Remote, Router};
+use crate::types::{
+    Condition, Key, LogId, NodeId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId, Timestamp, Value,
+    decode_batch, encode_batch, encode_keys,
+};
+
+/// The nodes of the cluster.
+const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+#[derive(Clone)]
+pub(super) struct Cluster {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    tables: BTreeMap<String, TableDef>,
+    last_table: u32,
+    last_session: u64,
+    expired: BTreeSet<SessionId>,
+    meta_leader: NodeId,
+    /// Statements that changed the catalog, with their answers.
+    catalog_requests: BTreeMap<(SessionId, u64), Result<MetaAnswer>>,
+    regions: BTreeMap<RegionId, Region>,
+    faults: Vec<Fault>,
+    /// Dead nodes.
+    down: BTreeSet<NodeId>,
+    /// What was asked, for scripts that look at it.
+    calls: Vec<String>,
+    now: i64,
+}
+
+#[derive(Default)]
+struct Region {
+    leader: NodeId,
+    sequence: u64,
+    /// The versions of each row: a whole row, or none where it was deleted.
+    rows: BTreeMap<Key, Vec<(u64, Option<RecordBatch>)>>,
+    results: BTreeMap<RequestId, Result<WriteAnswer>>,
+    acknowledged: BTreeMap<SessionId, u64>,
+}
+
+/// What goes wrong with the requests that it is aimed at.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    /// `write`, `scan`, `meta`, ..
+    pub kind: String,
+    /// Of this region only.
+    pub region: Option<RegionId>,
+    pub effect: Effect,
+    /// So many requests pass before.
+    pub skip: u64,
+    /// So many are hit.
+    pub times: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Effect {
+    /// The request gets lost on its way.
+    LostRequest,
+    /// The request is carried out, the answer gets lost.
+    LostAnswer,
+    /// Refused before anything is done.
+    Busy,
+    NotLeader,
+    RegionNotFound,
+    SchemaChanged,
+    TooOld,
+    SessionExpired,
+    Damaged,
+    /// Answered after this many milliseconds.
+    Delay(u64),
+}
+
+impl Effect {
+    pub fn parse(name: &str) -> Option<Effect> {
+        Some(match name {
+            "lost_request" => Effect::LostRequest,
+            "lost_answer" => Effect::LostAnswer,
+            "busy" => Effect::Busy,
+            "not_leader" => Effect::NotLeader,
+            "region_not_found" => Effect::RegionNotFound,
+            "schema_changed" => Effect::SchemaChanged,
+            "too_old" => Effect::TooOld,
+            "session_expired" => Effect::SessionExpired,
+            "damaged" => Effect::Damaged,
+            _ => Effect::Delay(name.strip_prefix("delay_")?.parse().ok()?),
+        })
+    }
+}
+
+impl Cluster {
+    pub fn new() -> Cluster {
+        let state = State { meta_leader: NODES[1], now: 1_357_000_000_000, ..State::default() };
+        Cluster { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A frontend of this cluster, with small pages and short waits.
+    pub fn frontend(&self) -> Frontend {
+        let options = Options {
+            retry_min_ms: 5,
+            retry_max_ms: 40,
+            rpc_timeout_ms: 100,
+            statement_timeout_ms: 1_000,
+            write_batch_rows: 4,
+            rpc_frame_bytes: 1 << 16,
+            ..Options::default()
+        };
+        let router = Arc::new(Router::of_client(Arc::new(self.clone())));
+        let events = Events::heard_by(NodeId(0), Arc::new(self.clone()));
+        Frontend::new(router, NODES.to_vec(), Arc::new(self.clone()), Arc::new(options), events)
+    }
+
+    pub fn session(&self) -> Session {
+        self.frontend().session()
+    }
+
+    pub fn fault(&self, fault: Fault) {
+        self.lock().faults.push(fault);
+    }
+
+    /// Faults that nothing ran into.
+    pub fn faults_left(&self) -> Vec<Fault> {
+        std::mem::take(&mut self.lock().faults)
+    }
+
+    pub fn lead(&self, region: RegionId, node: NodeId) {
+        let mut state = self.lock();
+        match state.regions.get_mut(&region) {
+            Some(region) => region.leader = node,
+            None => state.meta_leader = node,
+        }
+    }
+
+    pub fn set_down(&self, node: NodeId, down: bool) {
+        let mut state = self.lock();
+        if down {
+            state.down.insert(node)
+        } else {
+            state.down.remove(&node)
+        };
+    }
+
+    /// The sessions that were given out so far are expired.
+    pub fn expire_sessions(&self) {
+        let mut state = self.lock();
+        state.expired = (1..=state.last_session).map(SessionId).collect();
+    }
+
+    pub fn set_now(&self, now: i64) {
+        self.lock().now = now;
+    }
+
+    pub fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().calls)
+    }
+
+    /// Rows of each region.
+    pub fn counts(&self) -> Vec<(RegionId, usize)> {
+        let live = |region: &Region| {
+            region.rows.values().filter(|versions| versions.last().is_some_and(|(_, row)| row.is_some())).count()
+        };
+        self.lock().regions.iter().map(|(id, region)| (*id, live(region))).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+#[async_trait]
+impl Remote for Cluster {
+    async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response> {
+        // A hop of the network: requests of several tasks mix.
+        sleep(Duration::from_millis(1)).await;
+        let effect = {
+            let mut state = self.lock();
+            state.note(to, &request);
+            if state.down.contains(&to) {
+                return Err(Error::Busy { what: format!("node {to} cannot be reached") });
+            }
+            state.effect(&request)
+        };
+        let lost = || Error::Unknown { message: format!("node {to} did not answer") };
+        let region = region_of(&request);
+        match effect {
+            None => self.lock().handle(to, request),
+            Some(Effect::LostRequest) => {
+                sleep(within).await;
+                Err(lost())
+            }
+            Some(Effect::LostAnswer) => {
+                let _ = self.lock().handle(to, request);
+                sleep(within).await;
+                Err(lost())
+            }
+            Some(Effect::Delay(millis)) => {
+                sleep(Duration::from_millis(millis)).await;
+                self.lock().handle(to, request)
+            }
+            Some(Effect::Busy) => Err(Error::Busy { what: "too many requests".into() }),
+            Some(Effect::NotLeader) => Err(Error::NotLeader { region, hint: None }),
+            Some(Effect::RegionNotFound) => Err(Error::RegionNotFound { region }),
+            Some(Effect::SchemaChanged) => Err(Error::SchemaChanged { region, version: 2 }),
+            Some(Effect::TooOld) => Err(Error::TooOld { region, oldest: Sequence(1) }),
+            Some(Effect::SessionExpired) => Err(Error::SessionExpired { session: session_of(&request) }),
+            Some(Effect::Damaged) => {
+                Err(Error::Damaged { file: "sst/1".into(), message: "the checksum is another one".into() })
+            }
+        }
+    }
+}
+
+impl Listen for Cluster {
+    fn on_event(&self, _: NodeId, event: &Event) {
+        if let Event::RouteRefreshed { region } = event {
+            self.lock().calls.push(format!("route of {region} refreshed"));
+        }
+    }
+}
+
+impl Clock for Cluster {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.lock().now)
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cluster")
+    }
+}
+
+fn region_of(request: &Request) -> RegionId {
+    match request {
+        Request::Write { region, .. } | Request::Scan { region, .. } => *region,
+        _ => RegionId::META,
+    }
+}
+
+fn session_of(request: &Request) -> SessionId {
+    match request {
+        Request::Write { write, .. } => write.request.map_or(SessionId(0), |request| request.session),
+        _ => SessionId(0),
+    }
+}
+
+impl State {
+    fn note(&mut self, to: NodeId, request: &Request) {
+        let text = match request {
+            Request::Write { region, write } => {
+                let id = write.request.map_or("-".to_string(), |request| request.to_string());
+                let kind = match (write.ops.is_empty(), write.expected.is_empty()) {
+                    (true, true) => "put",
+                    (true, false) => "put if unchanged",
+                    (false, _) => "delete if unchanged",
+                };
+                format!("{region} {kind} {id} acknowledged={}", write.acknowledged)
+            }
+            Request::Scan { region, scan } => {
+                let mut text = format!("{region} scan [{}]", scan.columns.join(", "));
+                if scan.with_sequence {
+                    text.push_str(" with sequence");
+                }
+                for predicate in &scan.predicates {
+                    text.push_str(&format!(" {predicate}"));
+                }
+                if let Some(upto) = scan.upto {
+                    text.push_str(&format!(" upto {upto}"));
+                }
+                if scan.page_rows > 0 {
+                    text.push_str(&format!(" page={}", scan.page_rows));
+                }
+                text
+            }
+            Request::Meta(MetaRequest::CreateTable { table, .. }) => format!("create {}", table.name),
+            Request::Meta(MetaRequest::DropTable { name, .. }) => format!("drop {name}"),
+            Request::Meta(MetaRequest::Table { name }) => format!("table {name}"),
+            Request::Meta(MetaRequest::Tables) => "tables".to_string(),
+            Request::Meta(MetaRequest::OpenSession) => "open session".to_string(),
+            other => other.kind().name().to_string(),
+        };
+        self.calls.push(format!("{to}: {text}"));
+    }
+
+    fn effect(&mut self, request: &Request) -> Option<Effect> {
+        let at = self.faults.iter().position(|fault| {
+            fault.kind == request.kind().name() && fault.region.is_none_or(|region| region == region_of(request))
+        })?;
+        let fault = &mut self.faults[at];
+        if fault.skip > 0 {
+            fault.skip -= 1;
+            return None;
+        }
+        fault.times -= 1;
+        let effect = fault.effect;
+        if fault.times == 0 {
+            self.faults.remove(at);
+        }
+        Some(effect)
+    }
+
+    fn handle(&mut self, node: NodeId, request: Request) -> Result<Response> {
+        match request {
+            Request::Meta(request) => self.meta(node, request).map(Response::Meta),
+            Request::Write { region, write } => {
+                self.check_leader(node, region)?;
+                self.write(region, write).map(Response::Write)
+            }
+            Request::Scan { region, scan } => {
+                self.check_leader(node, region)?;
+                let table = self.table(region)?;
+                self.regions[&region].scan(&table, scan).map(Response::Scan)
+            }
+            Request::Status { .. } => Ok(Response::Status(self.status(node))),
+            other => panic!("a frontend does not ask for {:?}", other.kind()),
+        }
+    }
+
+    fn check_leader(&self, node: NodeId, region: RegionId) -> Result<()> {
+        let leader = self.regions.get(&region).ok_or(Error::RegionNotFound { region })?.leader;
+        if leader == node {
+            return Ok(());
+        }
+        Err(Error::NotLeader { region, hint: Some((ReplicaId(leader.0), leader)) })
+    }
+
+    fn table(&self, region: RegionId) -> Result<TableDef> {
+        let table = self.tables.values().find(|table| table.id == region.table());
+        table.cloned().ok_or(Error::RegionNotFound { region })
+    }
+
+    fn meta(&mut self, node: NodeId, request: MetaRequest) -> Result<MetaAnswer> {
+        if node != self.meta_leader {
+            let hint = Some((ReplicaId(self.meta_leader.0), self.meta_leader));
+            return Err(Error::NotLeader { region: RegionId::META, hint });
+        }
+        match request {
+            MetaRequest::CreateTable { table, request } => {
+                if let Some(answer) = self.catalog_requests.get(&request) {
+                    return answer.clone();
+                }
+                let answer = self.create(table);
+                self.catalog_requests.insert(request, answer.clone());
+                answer
+            }
+            MetaRequest::DropTable { name, if_exists, request } => {
+                if let Some(answer) = self.catalog_requests.get(&request) {
+                    return answer.clone();
+                }
+                let answer = match self.tables.remove(&name) {
+                    Some(table) => {
+                        self.regions.retain(|id, _| id.table() != table.id);
+                        Ok(MetaAnswer::Dropped(true))
+                    }
+                    None if if_exists => Ok(MetaAnswer::Dropped(false)),
+                    None => Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"))),
+                };
+                self.catalog_requests.insert(request, answer.clone());
+                answer
+            }
+            MetaRequest::Table { name } => Ok(MetaAnswer::Table(self.tables.get(&name).cloned())),
+            MetaRequest::Tables => Ok(MetaAnswer::Tables(self.tables.values().cloned().collect())),
+            MetaRequest::OpenSession => {
+                self.last_session += 1;
+                Ok(MetaAnswer::Session(SessionId(self.last_session)))
+            }
+        }
+    }
+
+    fn create(&mut self, table: CreateTable) -> Result<MetaAnswer> {
+        if let Some(existing) = self.tables.get(&table.name) {
+            if table.if_not_exists {
+                return Ok(MetaAnswer::Created(existing.clone()));
+            }
+            return Err(Error::invalid(Invalid::DuplicateTable, format!("table {:?} exists already", table.name)));
+        }
+        self.last_table += 1;
+        let id = TableId(self.last_table);
+        let count = match &table.partition {
+            PartitionRule::Expressions { expressions, .. } => expressions.len() as u32,
+            PartitionRule::Hash { regions, .. } => *regions,
+        };
+        let replicas: BTreeMap<ReplicaId, NodeId> = NODES.iter().map(|node| (ReplicaId(node.0), *node)).collect();
+        let regions: Vec<RegionDef> =
+            (0..count).map(|number| RegionDef { id: RegionId::new(id, number), replicas: replicas.clone() }).collect();
+        for region in &regions {
+            let leader = NODES[region.id.number() as usize % NODES.len()];
+            self.regions.insert(region.id, Region { leader, ..Region::default() });
+        }
+        let CreateTable { name, schema, partition, options, .. } = table;
+        let table = TableDef { id, name: name.clone(), schema, partition, options, regions };
+        self.tables.insert(name, table.clone());
+        Ok(MetaAnswer::Created(table))
+    }
+
+    fn write(&mut self, id: RegionId, write: WriteRequest) -> Result<WriteAnswer> {
+        let table = self.table(id)?;
+        let request = write.request.expect("a frontend names its writes");
+        if self.expired.contains(&request.session) {
+            return Err(Error::SessionExpired { session: request.session });
+        }
+        let region = self.regions.get_mut(&id).expect("checked by check_leader");
+        if let Some(result) = region.results.get(&request) {
+            self.calls.push(format!("{id} answered {request} from memory"));
+            return result.clone();
+        }
+        let low = region.acknowledged.entry(request.session).or_default();
+        assert!(request.statement >= *low, "{request} is sent after {low} was acknowledged");
+        *low = (*low).max(write.acknowledged);
+        let result = region.apply(&table, &write);
+        region.results.insert(request, result.clone());
+        result
+    }
+
+    fn status(&self, node: NodeId) -> Vec<ReplicaStatus> {
+        let status = |(id, region): (&RegionId, &Region)| ReplicaStatus {
+            region: *id,
+            replica: ReplicaId(node.0),
+            node,
+            is_leader: region.leader == node,
+            leader: Some((ReplicaId(region.leader.0), region.leader)),
+            term: 1,
+            applied: Some(LogId { term: 1, index: region.sequence }),
+            flushed: None,
+            sequence: Sequence(region.sequence),
+            memtable_rows: region.rows.len() as u64,
+            memtable_bytes: 0,
+            ssts: 0,
+            sst_bytes: 0,
+            schema_version: 1,
+        };
+        self.regions.iter().map(status).collect()
+    }
+}
+
+impl Region {
+    fn apply(&mut self, table: &TableDef, write: &WriteRequest) -> Result<WriteAnswer> {
+        let batch = decode_batch(&write.rows, &table.schema.to_arrow()).expect("a frontend sends whole rows");
+        let keys = encode_keys(&batch, &table.schema.key());
+        if !write.expected.is_empty() {
+            let newest = |key: &Key| self.rows.get(key).and_then(|versions| versions.last()).map_or(0, |(s, _)| *s);
+            let changed = (0..keys.len()).filter(|row| newest(&keys[*row]) != write.expected[*row].0);
+            let rows: Vec<u32> = changed.map(|row| row as u32).collect();
+            if !rows.is_empty() {
+                return Err(Error::Conflict { region: table.regions[0].id, rows });
+            }
+        }
+        for (row, key) in keys.into_iter().enumerate() {
+            self.sequence += 1;
+            let image = (write.ops.get(row) != Some(&1)).then(|| batch.slice(row, 1));
+            self.rows.entry(key).or_default().push((self.sequence, image));
+        }
+        Ok(WriteAnswer { rows: batch.num_rows() as u64, sequence: Sequence(self.sequence) })
+    }
+
+    fn scan(&self, table: &TableDef, scan: ScanRequest) -> Result<ScanAnswer> {
+        const PAGE_ROWS: u64 = 3;
+        let upto = scan.upto.unwrap_or(Sequence(self.sequence));
+        let limit = if scan.page_rows == 0 { PAGE_ROWS } else { scan.page_rows.min(PAGE_ROWS) } as usize;
+        let mut found: Vec<(&Key, u64, &RecordBatch)> = Vec::new();
+        let mut more = false;
+        for (key, versions) in &self.rows {
+            if scan.after.as_ref().is_some_and(|after| key <= after) {
+                continue;
+            }
+            let visible = versions.iter().rev().find(|(sequence, _)| *sequence <= upto.0);
+            let Some((sequence, Some(row))) = visible else {
+                continue;
+            };
+            // Really filtered, though a region need not: a wrong condition must show.
+            let holds = scan.predicates.iter().all(|predicate| {
+                let (at, _) = table.schema.column(&predicate.column).expect("a frontend names columns");
+                assert!(well_typed(&predicate.condition, table.schema.columns()[at].column_type), "{predicate}");
+                predicate.condition.holds(&Value::of_cell(row.column(at), 0))
+            });
+            if !holds {
+                continue;
+            }
+            if found.len() == limit {
+                more = true;
+                break;
+            }
+            found.push((key, *sequence, row));
+        }
+        let next = if more { found.last().map(|(key, _, _)| (*key).clone()) } else { None };
+        let rows = found.len() as u64;
+        let mut batches: Vec<Bytes> = Vec::new();
+        if rows > 0 && (!scan.columns.is_empty() || scan.with_sequence) {
+            batches.push(encode_batch(&project(table, &scan, &found)));
+        }
+        Ok(ScanAnswer { batches, rows, sequence: upto, next })
+    }
+}
+
+fn well_typed(condition: &Condition, column_type: crate::types::ColumnType) -> bool {
+    let fits =
+        |value: &Value| std::panic::catch_unwind(|| Value::to_array(std::slice::from_ref(value), column_type)).is_ok();
+    match condition {
+        Condition::IsNull | Condition::IsNotNull => true,
+        Condition::In(values) => values.iter().all(|value| !value.is_null() && fits(value)),
+        Condition::Eq(value)
+        | Condition::NotEq(value)
+        | Condition::Lt(value)
+        | Condition::LtEq(value)
+        | Condition::Gt(value)
+        | Condition::GtEq(value) => !value.is_null() && fits(value),
+    }
+}
+
+fn project(table: &TableDef, scan: &ScanRequest, found: &[(&Key, u64, &RecordBatch)]) -> RecordBatch {
+    let rows: Vec<&RecordBatch> = found.iter().map(|(_, _, row)| *row).collect();
+    let whole = concat_batches(&table.schema.to_arrow(), rows).unwrap();
+    let mut fields: Vec<Field> = Vec::new();
+    let mut columns: Vec<ArrayRef> = Vec::new();
+    for name in &scan.columns {
+        let (at, _) = table.schema.column(name).expect("a frontend names columns");
+        fields.push(whole.schema().field(at).clone());
+        columns.push(whole.column(at).clone());
+    }
+    if scan.with_sequence {
+        fields.push(Field::new("__sequence", DataType::UInt64, false));
+        columns.push(Arc::new(UInt64Array::from_iter_values(found.iter().map(|(_, sequence, _)| *sequence))));
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(found.len()));
+    RecordBatch::try_new_with_options(Arc::new(ArrowSchema::new(fields)), columns, &options).unwrap()
+}

@@ -1,0 +1,279 @@
+//! Sending rows to their regions: parts of a statement, each applied once.
+
+use std::collections::BTreeSet;
+
+use arrow::array::{RecordBatch, UInt64Array};
+use arrow::compute::{take, take_record_batch};
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use super::Frontend;
+use super::partition::split;
+use super::route::mismatch;
+use super::session::OpenStatement;
+use crate::error::{Error, Invalid, Result};
+use crate::meta::catalog::{RegionDef, TableDef};
+use crate::region::request::{WriteAnswer, WriteRequest};
+use crate::server::message::{Request, Response};
+use crate::types::{Key, Op, RegionId, Sequence, encode_batch, encode_keys};
+
+/// Rows to write: whole rows of a table in the order of its columns.
+#[derive(Clone, Debug)]
+pub(super) struct Images {
+    /// The rows. Of those to delete only the key counts.
+    pub rows: RecordBatch,
+    /// Put or delete.
+    pub op: Op,
+    /// The sequence that each row was computed from; none: write whatever is there.
+    pub expected: Option<UInt64Array>,
+}
+
+/// What was written of a statement.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// Rows.
+    pub rows: u64,
+    /// Regions whose part is durable.
+    pub regions: BTreeSet<RegionId>,
+    /// Rows that somebody changed since they were read, and that were not written.
+    pub conflicts: BTreeSet<Key>,
+}
+
+/// One write to one region, before it has an id.
+struct Chunk {
+    images: Images,
+    encoded: Bytes,
+}
+
+/// What became of the chunks of one region.
+#[derive(Default)]
+struct Part {
+    rows: u64,
+    chunks: usize,
+    conflicts: BTreeSet<Key>,
+    failure: Option<Error>,
+}
+
+impl Frontend {
+    /// Sends `images` to the regions of `table`, all regions at the same time, and adds what came of it to `written`.
+    ///
+    /// # Errors
+    /// `Partial` if anything of the statement is written, before or now, and anything is not.
+    pub(super) async fn write(
+        &self,
+        open: &OpenStatement,
+        table: &TableDef,
+        images: Images,
+        written: &mut Written,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut parts = Vec::new();
+        for share in split(&images.rows, table)? {
+            let expected = match (&images.expected, &share.positions) {
+                (Some(expected), Some(positions)) => Some(taken(expected, positions)),
+                (expected, _) => expected.clone(),
+            };
+            let region = &table.regions[share.region];
+            let chunks = self.chunks(Images { rows: share.rows, op: images.op, expected })?;
+            parts.push((region, chunks));
+        }
+        let parts = parts.into_iter().map(|(region, chunks)| async move {
+            (region.id, chunks.len(), self.write_region(open, table, region, chunks, deadline).await)
+        });
+        let mut failures = Vec::new();
+        let mut in_part = false;
+        for (region, chunks, part) in join_all(parts).await {
+            written.rows += part.rows;
+            written.conflicts.extend(part.conflicts);
+            match part.failure {
+                None if part.rows > 0 => {
+                    written.regions.insert(region);
+                }
+                None => {}
+                Some(failure) if part.chunks > 0 => {
+                    in_part = true;
+                    let message =
+                        format!("region {region} has {} of {chunks} pieces, not the rest: {failure}", part.chunks);
+                    failures.push(Error::Unknown { message });
+                }
+                Some(failure) => failures.push(failure),
+            }
+        }
+        // The one that leaves most open is the one to tell.
+        failures.sort_by_key(|err| !err.may_have_applied());
+        match failures.into_iter().next() {
+            None => Ok(()),
+            Some(failure) => Err(written.failed(failure, in_part)),
+        }
+    }
+
+    /// Cuts rows into pieces that the options and a frame allow.
+    fn chunks(&self, images: Images) -> Result<Vec<Chunk>> {
+        let rows = images.rows.num_rows();
+        let most = usize::try_from(self.options().write_batch_rows).unwrap_or(usize::MAX).max(1);
+        // Room for the rest of the frame: ids, ops, expected sequences.
+        let room = (self.options().rpc_frame_bytes / 2) as usize;
+        let mut todo: Vec<(usize, usize)> =
+            (0..rows).step_by(most).map(|start| (start, most.min(rows - start))).rev().collect();
+        let mut chunks = Vec::with_capacity(todo.len());
+        while let Some((start, len)) = todo.pop() {
+            let images = images.slice(start, len);
+            let encoded = encode_batch(&images.rows);
+            if encoded.len() <= room {
+                chunks.push(Chunk { images, encoded });
+            } else if len > 1 {
+                todo.push((start + len / 2, len - len / 2));
+                todo.push((start, len / 2));
+            } else {
+                let message = format!("a row of {} bytes is larger than a write may be, {room} bytes", encoded.len());
+                return Err(Error::invalid(Invalid::OutOfRange, message));
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// One after the other: of two rows with one key the later must win.
+    async fn write_region(
+        &self,
+        open: &OpenStatement,
+        table: &TableDef,
+        region: &RegionDef,
+        chunks: Vec<Chunk>,
+        deadline: Instant,
+    ) -> Part {
+        let mut part = Part::default();
+        for chunk in chunks {
+            if let Err(failure) = self.write_chunk(open, table, region, chunk, &mut part, deadline).await {
+                part.failure = Some(failure);
+                break;
+            }
+            part.chunks += 1;
+        }
+        part
+    }
+
+    /// Writes the rows of `chunk` that nobody changed since they were read.
+    async fn write_chunk(
+        &self,
+        open: &OpenStatement,
+        table: &TableDef,
+        region: &RegionDef,
+        chunk: Chunk,
+        part: &mut Part,
+        deadline: Instant,
+    ) -> Result<()> {
+        let Chunk { mut images, mut encoded } = chunk;
+        loop {
+            let rows = match self.send(open, table, region, &images, encoded, deadline).await {
+                Ok(answer) => {
+                    part.rows += answer.rows;
+                    return Ok(());
+                }
+                Err(Error::Conflict { rows, .. }) => rows,
+                Err(err) => return Err(err),
+            };
+            // Nothing of the request was written. What did not change goes again, under another id: it is another request.
+            let changed: BTreeSet<u32> = if rows.is_empty() {
+                return Err(Error::invalid(
+                    Invalid::Mismatch,
+                    format!("region {} names no row that changed", region.id),
+                ));
+            } else {
+                rows.into_iter().collect()
+            };
+            let keys = encode_keys(&images.rows, &table.schema.key());
+            part.conflicts.extend(changed.iter().filter_map(|row| keys.get(*row as usize).cloned()));
+            let kept: Vec<u32> = (0..images.rows.num_rows() as u32).filter(|row| !changed.contains(row)).collect();
+            if kept.is_empty() {
+                return Ok(());
+            }
+            images = images.kept(kept)?;
+            encoded = encode_batch(&images.rows);
+        }
+    }
+
+    /// Sends one write until there is an answer.
+    async fn send(
+        &self,
+        open: &OpenStatement,
+        table: &TableDef,
+        region: &RegionDef,
+        images: &Images,
+        rows: Bytes,
+        deadline: Instant,
+    ) -> Result<WriteAnswer> {
+        let mut id = open.part(region.id);
+        let ops = match images.op {
+            Op::Put => Bytes::new(),
+            Op::Delete => vec![Op::Delete as u8; images.rows.num_rows()].into(),
+        };
+        let expected: Vec<Sequence> = match &images.expected {
+            Some(expected) => expected.values().iter().copied().map(Sequence).collect(),
+            None => Vec::new(),
+        };
+        loop {
+            let write = WriteRequest {
+                schema_version: table.schema.version,
+                rows: rows.clone(),
+                ops: ops.clone(),
+                expected: expected.clone(),
+                request: Some(id),
+                acknowledged: open.acknowledged(),
+            };
+            let request = Request::Write { region: region.id, write };
+            let answer = self.routes().region(region, &request, deadline).await;
+            match answer.result {
+                Ok(Response::Write(written)) => return Ok(written),
+                Ok(other) => return Err(mismatch(&other)),
+                // The region remembers this one like a success: it is the outcome of the first copy, too.
+                Err(err @ Error::Conflict { .. }) => return Err(err),
+                Err(err @ Error::Unknown { .. }) => return Err(err),
+                Err(err) if answer.uncertain => {
+                    let message = format!("a write to region {} may have been applied before this: {err}", region.id);
+                    return Err(Error::Unknown { message });
+                }
+                Err(Error::SessionExpired { .. }) => id = open.renamed(id, deadline).await?,
+                Err(err) => return Err(err),
+            }
+        }
+    }
+}
+
+impl Written {
+    /// The error of a statement that stopped at `failure`.
+    pub fn failed(&self, failure: Error, in_part: bool) -> Error {
+        match failure {
+            Error::Partial { .. } => failure,
+            failure if self.regions.is_empty() && !in_part => failure,
+            failure => Error::Partial { written: self.regions.iter().copied().collect(), cause: Box::new(failure) },
+        }
+    }
+}
+
+impl Images {
+    fn slice(&self, start: usize, len: usize) -> Images {
+        Images {
+            rows: self.rows.slice(start, len),
+            op: self.op,
+            expected: self.expected.as_ref().map(|expected| expected.slice(start, len)),
+        }
+    }
+
+    fn kept(&self, rows: Vec<u32>) -> Result<Images> {
+        let rows = arrow::array::UInt32Array::from(rows);
+        Ok(Images {
+            rows: take_record_batch(&self.rows, &rows)
+                .map_err(|err| Error::invalid(Invalid::Evaluation, err.to_string()))?,
+            op: self.op,
+            expected: self.expected.as_ref().map(|expected| taken(expected, &rows)),
+        })
+    }
+}
+
+fn taken(expected: &UInt64Array, rows: &arrow::array::UInt32Array) -> UInt64Array {
+    use arrow::array::AsArray;
+    use arrow::datatypes::UInt64Type;
+    let taken = take(expected, rows, None).expect("positions are within the batch");
+    taken.as_primitive::<UInt64Type>().clone()
+}

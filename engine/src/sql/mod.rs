@@ -1,0 +1,89 @@
+//! What a statement means, without running it: the statements beyond what DataFusion parses, the types of columns, the
+//! rules of partitions, constants and casts, and the settings that queries are planned with.
+//!
+//! 1. [`parse`] makes a [`Statement`] of the text; what is not supported is refused here, by name.
+//! 2. [`CreateTable::resolve`] checks a table and gives what meta is asked to create; [`partition`] finds the gaps and
+//!    overlaps of its regions.
+//! 3. [`Planner`] plans queries and evaluates constants with DataFusion; [`cast`] turns values into those of a column.
+//!
+//! Pure: nothing here asks a node, waits, or reads a clock; the time of a statement is passed in. Running a statement is
+//! the [`frontend`](crate::frontend)'s.
+
+mod cast;
+mod chain;
+mod checked;
+mod create;
+mod error;
+mod names;
+mod parser;
+pub mod partition;
+mod planner;
+mod types;
+mod values;
+
+use datafusion::sql::sqlparser::ast;
+
+pub use cast::{to_column, to_scalar, to_value};
+pub use create::{ColumnDef, CreateTable, Partition};
+pub use error::invalid;
+pub use names::{nearest, suggest};
+pub use parser::parse;
+pub use planner::{Evaluator, Planner, TARGET, Tables};
+pub use values::{Values, for_column, is_default};
+
+/// One statement, as written: names are folded (an unquoted one to lower case), nothing is looked up.
+#[derive(Clone, Debug)]
+pub enum Statement {
+    /// `CREATE TABLE ..`
+    CreateTable(Box<CreateTable>),
+    /// `DROP TABLE [IF EXISTS] name`
+    DropTable {
+        /// The table.
+        name: String,
+        /// Whether it is fine that there is none.
+        if_exists: bool,
+    },
+    /// `INSERT INTO ..`, an upsert.
+    Insert(Insert),
+    /// `UPDATE ..` or `DELETE FROM ..`.
+    Change(Box<Change>),
+    /// `SELECT ..`, `VALUES ..`, `WITH .. SELECT ..`
+    Query(Box<ast::Query>),
+    /// `EXPLAIN ..` of a statement that reads.
+    Explain(Box<Statement>),
+    /// `SHOW TABLES`
+    ShowTables,
+}
+
+/// `INSERT INTO table [(columns)] source`
+#[derive(Clone, Debug)]
+pub struct Insert {
+    /// The table.
+    pub table: String,
+    /// The columns that the source gives, in its order; none: all columns in the order of the table.
+    pub columns: Option<Vec<String>>,
+    /// Where the rows come from.
+    pub source: Source,
+}
+
+/// Where the rows of an INSERT come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// `VALUES (..), (..)`: one expression for each column of each row.
+    Values(Values),
+    /// A query.
+    Query(Box<ast::Query>),
+}
+
+/// `UPDATE table [AS alias] SET .. [WHERE ..]` or `DELETE FROM table [AS alias] [WHERE ..]`
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The table.
+    pub table: String,
+    /// What the expressions call it.
+    pub alias: String,
+    /// Which rows; none: all.
+    pub selection: Option<ast::Expr>,
+    /// The new values of an UPDATE by column; none: the rows are deleted.
+    pub set: Option<Vec<(String, ast::Expr)>>,
+}
