@@ -1,3 +1,216 @@
-//! A region: its rows, its side state, its files; driven by the entries of its raft group.
+//! A region's replica on this node: its rows and side state, driven by the committed entries of its raft group.
+//!
+//! * [`apply`](Region) assigns sequences, writes the memtable, remembers the request and publishes the sequence, in this
+//!   order and in the order of the log. It never waits for memory or for a flush.
+//! * A flush freezes the memtable, notes in the same step which entry and side state that is, writes it to a file and
+//!   commits all of it in one manifest edit. Nothing else makes state durable; the log is purged behind it.
+//! * A scan takes the current [`Version`](crate::storage::version::Version) and reads it without any lock.
+//!
+//! Two locks: `state` (short, never across an await) for what apply and freeze change together, and `manifest` (long)
+//! for what makes files: one flush or install at a time.
+//!
+//! Not here: who leads and what is committed (`raft`), how files look (`storage`), compaction, alter, truncate (to come:
+//! each a verb in a file of its own).
 
+pub mod command;
 pub mod request;
+pub mod side;
+
+mod apply;
+mod flush;
+mod install;
+mod read;
+mod validate;
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit, watch};
+use tokio::task::JoinHandle;
+
+use self::flush::Files;
+use self::request::ReplicaStatus;
+use self::side::Side;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::meta::catalog::TableDef;
+use crate::options::Options;
+use crate::storage::manifest::{Manifest, Past};
+use crate::storage::sst::Sst;
+use crate::storage::version::Version;
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Schema, Sequence};
+
+/// Where and how a replica lives.
+#[derive(Clone)]
+pub struct RegionSpec {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its folder on the disk.
+    pub folder: String,
+    /// The node's.
+    pub incarnation: Incarnation,
+    /// The node's.
+    pub disk: Arc<dyn Disk>,
+    /// The node's.
+    pub options: Arc<Options>,
+    /// The node's.
+    pub events: Events,
+}
+
+/// See the module.
+pub struct Region {
+    id: RegionId,
+    table: TableDef,
+    schema: Arc<Schema>,
+    spec: RegionSpec,
+    state: Mutex<State>,
+    files: AsyncMutex<Files>,
+    /// Files that the manifest does not name any more and that a reader may still have.
+    retired: Mutex<Vec<Arc<Sst>>>,
+    /// Published after all rows of an entry are in the memtable.
+    visible: watch::Sender<Sequence>,
+    /// The last entry that is in files.
+    flushed: watch::Sender<Option<LogId>>,
+    /// Wakes the worker: the memtable is full.
+    full: Notify,
+    /// Writes under way at most.
+    window: Semaphore,
+    worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What changes together.
+struct State {
+    version: Arc<Version>,
+    side: Side,
+}
+
+impl Region {
+    /// Makes the replica's folder and manifest. Finds them made if that was interrupted before the answer.
+    pub async fn create(spec: RegionSpec, region: RegionId, table: &TableDef) -> Result<Arc<Region>> {
+        let open = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
+        if open.is_none() {
+            let definition = postcard::to_allocvec(table).expect("a table definition has an encoding");
+            let past = Past { definition: definition.into(), ..Past::default() };
+            let (disk, events) = (spec.disk.clone(), spec.events.clone());
+            Manifest::create(disk, &spec.folder, region, spec.replica, past, &spec.options, events).await?;
+        }
+        Region::open(spec.clone()).await?.ok_or_else(|| Error::Damaged {
+            file: spec.folder,
+            message: "its manifest was written and is not there".into(),
+        })
+    }
+
+    /// Opens the replica as its manifest says; its log is replayed by raft. None if there is no manifest: its creation
+    /// was interrupted.
+    pub async fn open(spec: RegionSpec) -> Result<Option<Arc<Region>>> {
+        let manifest = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
+        let Some(manifest) = manifest else { return Ok(None) };
+        manifest.remove_orphans(&Default::default()).await?;
+        let state = manifest.state();
+        let table = decode_definition(&state.past.definition)?;
+        let schema = Arc::new(table.schema.clone());
+        let mut ssts = Vec::with_capacity(state.files.len());
+        for meta in state.files.values() {
+            ssts.push(Sst::open(spec.disk.as_ref(), &spec.folder, meta.clone()).await?);
+        }
+        let side = Side::decode(&state.past.side)?;
+        let (id, flushed, sequence) = (state.region, state.past.flushed, state.past.sequence);
+        let version = Version::new(schema.clone(), ssts, flushed, sequence, 0);
+        let replica = spec.replica;
+        spec.events.emit(|| Event::ReplicaOpened { region: id, replica, flushed, flushed_sequence: sequence });
+        spec.events.emit(|| Event::VersionSwapped { region: id, replica, why: "open".into() });
+        let region = Arc::new(Region {
+            id,
+            table,
+            schema,
+            state: Mutex::new(State { version: Arc::new(version), side }),
+            files: AsyncMutex::new(Files::new(manifest)),
+            retired: Mutex::default(),
+            visible: watch::Sender::new(sequence),
+            flushed: watch::Sender::new(flushed),
+            full: Notify::new(),
+            window: Semaphore::new(usize::try_from(spec.options.write_window).unwrap_or(Semaphore::MAX_PERMITS)),
+            worker: Mutex::default(),
+            spec,
+        });
+        let worker = tokio::spawn(flush::work(Arc::downgrade(&region)));
+        *region.worker.lock().expect("no panic holds the lock") = Some(worker);
+        Ok(Some(region))
+    }
+
+    /// The region.
+    pub fn region(&self) -> RegionId {
+        self.id
+    }
+
+    /// Whether the replica was made for this region of this table.
+    pub fn is_made_for(&self, region: RegionId, table: &TableDef) -> bool {
+        self.id == region && self.table == *table
+    }
+
+    /// The newest sequence that can be read here.
+    pub fn visible(&self) -> Sequence {
+        *self.visible.borrow()
+    }
+
+    /// Follows the last entry that is in files.
+    pub fn watch_flushed(&self) -> watch::Receiver<Option<LogId>> {
+        self.flushed.subscribe()
+    }
+
+    /// Waits for a place among the writes under way.
+    pub async fn admit(&self) -> Result<SemaphorePermit<'_>> {
+        self.window.acquire().await.map_err(|_| Error::Stopped)
+    }
+
+    /// The replica's part of its status; the group's part is filled in by the caller.
+    pub fn status(&self) -> ReplicaStatus {
+        let state = self.state.lock().expect("no panic holds the lock");
+        let version = &state.version;
+        ReplicaStatus {
+            region: self.id,
+            replica: self.spec.replica,
+            node: NodeId::default(),
+            is_leader: false,
+            leader: None,
+            term: 0,
+            applied: state.side.applied,
+            flushed: version.flushed,
+            sequence: self.visible(),
+            memtable_rows: version.memtable_rows() as u64,
+            memtable_bytes: version.memtable_bytes() as u64,
+            ssts: version.ssts.len() as u64,
+            sst_bytes: version.sst_bytes(),
+            schema_version: self.schema.version,
+        }
+    }
+
+    /// Stops the worker. Requests under way end with an error.
+    pub async fn close(&self) {
+        self.window.close();
+        let worker = self.worker.lock().expect("no panic holds the lock").take();
+        if let Some(worker) = worker {
+            worker.abort();
+            let _ = worker.await;
+        }
+    }
+
+    fn version(&self) -> Arc<Version> {
+        self.state.lock().expect("no panic holds the lock").version.clone()
+    }
+
+    /// Exchanges what readers see. The manifest says the same already.
+    fn swap(&self, why: &str, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().expect("no panic holds the lock"));
+        let (region, replica) = (self.id, self.spec.replica);
+        self.spec.events.emit(|| Event::VersionSwapped { region, replica, why: why.to_string() });
+    }
+}
+
+fn decode_definition(bytes: &Bytes) -> Result<TableDef> {
+    postcard::from_bytes(bytes).map_err(|err| Error::Damaged {
+        file: "manifest".into(),
+        message: format!("its table definition cannot be read: {err}"),
+    })
+}

@@ -1,0 +1,251 @@
+//! One replica's membership in its raft group: proposing, reading, moving leadership, answering its peers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::{Raft, ReadPolicy, SnapshotPolicy};
+
+use super::machine::{Driver, Machine};
+use super::network::{Network, Piece, Progress, Receiver, decode, encode};
+use super::store::Store;
+use super::types::{Membership, Proposal, Types, log_id, membership, raft_membership, raft_vote, vote};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::log::ReplicaLog;
+use crate::options::Options;
+use crate::server::message::RaftVerb;
+use crate::server::router::Router;
+use crate::types::{LogId, NodeId, RegionId, ReplicaId};
+
+/// What a group needs of its node.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Sends to the other replicas.
+    pub router: Arc<Router>,
+    /// Where snapshots are read from and received to.
+    pub disk: Arc<dyn Disk>,
+    /// Timers and sizes.
+    pub options: Arc<Options>,
+    /// What happens is said here.
+    pub events: Events,
+}
+
+/// A running replica of a raft group. Dropping it does not stop it: [`Group::stop`] does.
+pub struct Group {
+    region: RegionId,
+    replica: ReplicaId,
+    raft: Raft<Types, Driver>,
+    machine: Arc<dyn Machine>,
+    receiver: Receiver,
+    disk: Arc<dyn Disk>,
+    events: Events,
+}
+
+/// What a replica believes of its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether it leads.
+    pub is_leader: bool,
+    /// Who leads.
+    pub leader: Option<(ReplicaId, NodeId)>,
+    /// The newest term it knows.
+    pub term: u64,
+    /// The last entry it applied.
+    pub applied: Option<LogId>,
+    /// The newest membership in its log.
+    pub membership: Membership,
+}
+
+impl Group {
+    /// Starts the replica: its log is replayed up to the committed index that it remembers, and it takes part.
+    pub async fn open(
+        region: RegionId,
+        replica: ReplicaId,
+        log: ReplicaLog,
+        machine: Arc<dyn Machine>,
+        around: &Surroundings,
+    ) -> Result<Group> {
+        let Surroundings { router, disk, options, events } = around.clone();
+        let config = openraft::Config {
+            cluster_name: region.to_string(),
+            heartbeat_interval: options.heartbeat_ms,
+            election_timeout_min: options.election_min_ms,
+            election_timeout_max: options.election_max_ms,
+            max_payload_entries: options.raft_batch_entries,
+            // A flush is the snapshot: the region says when.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: options.raft_keep_entries,
+            purge_batch_size: 1,
+            replication_lag_threshold: options.raft_keep_entries.max(options.raft_batch_entries),
+            enable_pre_vote: Some(true),
+            ..openraft::Config::default()
+        };
+        let config =
+            config.validate().map_err(|err| Error::Busy { what: format!("raft refuses its options: {err}") })?;
+        let store = Store::new(log, region, replica, events.clone(), options.rpc_frame_bytes / 4);
+        let network = Network { region, replica, router, disk: disk.clone(), options, events: events.clone() };
+        let driver = Driver::new(machine.clone());
+        let raft = Raft::new(replica.0, Arc::new(config), network, store, driver).await.map_err(fatal)?;
+        Ok(Group { region, replica, raft, machine, receiver: Receiver::default(), disk, events })
+    }
+
+    /// The group.
+    pub fn region(&self) -> RegionId {
+        self.region
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// Forms the group of `members`, unless it is formed already. Asked of one member, once in the life of the group.
+    pub async fn initialize(&self, members: &BTreeMap<ReplicaId, NodeId>) -> Result<()> {
+        let members: BTreeMap<u64, u64> = members.iter().map(|(replica, node)| (replica.0, node.0)).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotInMembers(err))) => {
+                Err(Error::invalid(crate::error::Invalid::Request, err.to_string()))
+            }
+            Err(RaftError::Fatal(err)) => Err(fatal(err)),
+        }
+    }
+
+    /// Has `command` committed and applied, and answers its outcome. A caller that gives up does not know whether it
+    /// will be.
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes> {
+        match self.raft.client_write(Proposal(command)).await {
+            Ok(done) => Ok(done.data.0),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Err(self.not_leader(&to)),
+            Err(RaftError::APIError(err)) => Err(Error::Unknown { message: err.to_string() }),
+            Err(RaftError::Fatal(err)) => {
+                Err(Error::Unknown { message: format!("replica {} stopped: {err}", self.replica) })
+            }
+        }
+    }
+
+    /// Waits until everything that was committed anywhere when it was called is applied here (ReadIndex): what is read
+    /// now is linearizable. Only the leader can say so.
+    pub async fn read_index(&self) -> Result<()> {
+        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => Err(self.not_leader(&to)),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(Error::NotLeader { region: self.region, hint: None })
+            }
+            Err(RaftError::Fatal(err)) => Err(fatal(err)),
+        }
+    }
+
+    /// Asks `to` to stand for election at once. Only the leader can; whether `to` wins shows later.
+    pub async fn transfer(&self, to: ReplicaId) -> Result<()> {
+        if !self.raft.is_leader() {
+            let leader = self.standing().leader;
+            return Err(Error::NotLeader { region: self.region, hint: leader });
+        }
+        let (region, from) = (self.region, self.replica);
+        self.events.emit(|| Event::TransferStarted { region, from, to });
+        self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
+    }
+
+    /// Tells raft that the machine's files reach further: the log before may be purged.
+    pub async fn flushed(&self) -> Result<()> {
+        self.raft.trigger().snapshot().await.map_err(fatal)
+    }
+
+    /// What this replica believes of its group.
+    pub fn standing(&self) -> Standing {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = membership(&metrics.membership_config);
+        let leader = metrics.current_leader.map(ReplicaId);
+        Standing {
+            is_leader: metrics.state.is_leader(),
+            leader: leader.and_then(|leader| Some((leader, *membership.replicas.get(&leader)?))),
+            term: metrics.current_term,
+            applied: metrics.last_applied.as_ref().map(log_id),
+            membership,
+        }
+    }
+
+    /// Waits until `standing` differs from what it was, or the replica stopped.
+    pub async fn changed(&self, seen: &Standing) {
+        let mut metrics = self.raft.server_metrics();
+        while self.standing() == *seen {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the replica has stopped by itself, and says why: a failed write to the log, a failed apply.
+    pub async fn died(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(err) = &metrics.borrow_watched().running_state {
+                return err.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "its core ended".into();
+            }
+        }
+    }
+
+    /// Answers a message of another replica of the group.
+    pub async fn answer(&self, verb: RaftVerb, message: &Bytes) -> Result<Bytes> {
+        match verb {
+            RaftVerb::Append => {
+                Ok(encode(&self.raft.append_entries(decode(message)?).await.map_err(|err| raft_error(&err))?))
+            }
+            RaftVerb::Vote => Ok(encode(&self.raft.vote(decode(message)?).await.map_err(|err| raft_error(&err))?)),
+            RaftVerb::PreVote => {
+                Ok(encode(&self.raft.pre_vote(decode(message)?).await.map_err(|err| raft_error(&err))?))
+            }
+            RaftVerb::Transfer => {
+                Ok(encode(&self.raft.handle_transfer_leader(decode(message)?).await.map_err(|err| fatal(err))?))
+            }
+            RaftVerb::Snapshot => Ok(encode(&self.receive(decode(message)?).await?)),
+        }
+    }
+
+    async fn receive(&self, piece: Piece) -> Result<Progress> {
+        let Some((transfer, snapshot)) = self.receiver.take(piece, self.machine.as_ref(), self.disk.as_ref()).await?
+        else {
+            return Ok(Progress::Next);
+        };
+        let meta = openraft::SnapshotMeta {
+            last_log_id: snapshot.last.map(super::types::raft_log_id),
+            last_membership: raft_membership(&snapshot.membership),
+        };
+        let snapshot = openraft::Snapshot { meta, snapshot };
+        let installed = self.raft.install_full_snapshot(raft_vote(transfer.vote), snapshot).await.map_err(fatal)?;
+        Ok(Progress::Installed(vote(&installed.vote)))
+    }
+
+    /// Stops taking part and waits until nothing of it runs any more.
+    pub async fn stop(&self) {
+        if let Err(err) = self.raft.shutdown().await {
+            tracing::warn!(replica = %self.replica, %err, "a replica did not stop cleanly");
+        }
+    }
+
+    fn not_leader(&self, to: &ForwardToLeader<Types>) -> Error {
+        let hint = to.leader_id.zip(to.leader_node).map(|(replica, node)| (ReplicaId(replica), NodeId(node)));
+        // A leader that steps down points at itself; that is no hint.
+        let hint = hint.filter(|(replica, _)| *replica != self.replica);
+        Error::NotLeader { region: self.region, hint }
+    }
+}
+
+fn fatal(_: Fatal<Types>) -> Error {
+    Error::Stopped
+}
+
+fn raft_error(err: &RaftError<Types>) -> Error {
+    tracing::debug!(%err, "a replica that stopped was asked");
+    Error::Stopped
+}

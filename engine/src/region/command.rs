@@ -1,0 +1,47 @@
+//! What stands in a region's log, and what applying it gives.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::request::{WriteAnswer, WriteRequest};
+use crate::error::Error;
+
+/// An entry of a region's log. Everything that its effect depends on stands in it or in the replicated state, never in
+/// the options of the node that applies it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Rows to put and delete.
+    Write {
+        /// The rows.
+        write: WriteRequest,
+        /// Sessions that the region remembers at most, as the proposer's options say.
+        sessions: u64,
+    },
+}
+
+impl Command {
+    /// The command as it stands in the log.
+    pub fn encode(&self) -> Bytes {
+        postcard::to_allocvec(self).expect("every command has an encoding").into()
+    }
+
+    /// The command that [`Command::encode`] wrote.
+    pub fn decode(bytes: &Bytes) -> Result<Command, Error> {
+        postcard::from_bytes(bytes)
+            .map_err(|err| Error::Damaged { file: "log".into(), message: format!("an entry is no command: {err}") })
+    }
+}
+
+/// What applying a command gave: the same on every replica.
+pub type Outcome = Result<WriteAnswer, Error>;
+
+/// The outcome as raft carries it.
+pub fn encode_outcome(outcome: &Outcome) -> Bytes {
+    postcard::to_allocvec(outcome).expect("every outcome has an encoding").into()
+}
+
+/// The outcome that [`encode_outcome`] wrote.
+pub fn decode_outcome(bytes: &Bytes) -> Outcome {
+    postcard::from_bytes(bytes)
+        .map_err(|err| Error::Unknown { message: format!("the outcome of an entry is damaged: {err}") })?
+}

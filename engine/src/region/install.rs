@@ -1,0 +1,114 @@
+//! Snapshots: what a replica's files and manifest say, sent to another replica and put in the place of its state.
+//!
+//! Install: the files are complete and durable in the folder `incoming`; they get their names among the SSTs (durable);
+//! one manifest edit takes all old files out and the new ones in, with the past that belongs to them (durable); the
+//! version is exchanged; old files are deleted when nobody reads them. A crash before the edit leaves the old state and
+//! orphans, one after it the new state.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Region, Side};
+use crate::disk::remove_if_there;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::raft::{Snapshot, SnapshotFile};
+use crate::storage::manifest::{Action, Edit, Past};
+use crate::storage::sst::{self, FileMeta, Sst};
+use crate::storage::version::Version;
+
+/// What the receiver needs besides the files.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    past: Past,
+    /// In the order in which the files are sent.
+    files: Vec<FileMeta>,
+}
+
+impl Region {
+    /// What the manifest says now; its files stay while the snapshot lives.
+    pub(super) async fn build_snapshot(&self) -> Result<Snapshot> {
+        if self.version().flushed.is_none() {
+            self.flush().await?;
+        }
+        let files = self.files.lock().await;
+        let state = files.manifest.state();
+        let version = self.version();
+        let side = Side::decode(&state.past.side)?;
+        let header = Header { past: state.past.clone(), files: state.files.values().cloned().collect() };
+        let sent = |meta: &FileMeta| SnapshotFile {
+            name: meta.id.to_string(),
+            path: sst::path(&self.spec.folder, meta.id),
+            len: meta.bytes,
+            checksum: meta.checksum,
+        };
+        let pin: Vec<Arc<Sst>> = version.ssts.values().cloned().collect();
+        Ok(Snapshot {
+            last: state.past.flushed,
+            membership: side.membership,
+            header: encode(&header),
+            files: state.files.values().map(sent).collect(),
+            pin: Arc::new(pin),
+        })
+    }
+
+    /// The folder that a snapshot is received into, empty.
+    pub(super) async fn empty_incoming(&self) -> Result<String> {
+        let folder = format!("{}/incoming", self.spec.folder);
+        let disk = self.spec.disk.as_ref();
+        disk.create_dir(&folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
+        for name in disk.list(&folder).await.map_err(|err| Error::io(&err, format!("list {folder}")))? {
+            let path = format!("{folder}/{name}");
+            remove_if_there(disk, &path).await.map_err(|err| Error::io(&err, format!("remove {path}")))?;
+        }
+        Ok(folder)
+    }
+
+    pub(super) async fn install_snapshot(&self, snapshot: Snapshot) -> Result<()> {
+        let header: Header = decode(&snapshot.header)?;
+        let side = Side::decode(&header.past.side)?;
+        let disk = self.spec.disk.as_ref();
+        let mut files = self.files.lock().await;
+        self.settle(&mut files).await?;
+        let mut add = Vec::with_capacity(header.files.len());
+        for (meta, received) in header.files.iter().zip(&snapshot.files) {
+            let meta = FileMeta { id: files.next_id(), ..meta.clone() };
+            let path = sst::path(&self.spec.folder, meta.id);
+            disk.rename(&received.path, &path).await.map_err(|err| Error::io(&err, format!("rename to {path}")))?;
+            add.push(meta);
+        }
+        let folder = sst::folder(&self.spec.folder);
+        disk.sync_dir(&folder).await.map_err(|err| Error::io(&err, format!("sync {folder}")))?;
+        let remove = files.manifest.state().files.keys().copied().collect();
+        let edit = Edit { add: add.clone(), remove, past: Some(header.past.clone()) };
+        files.manifest.commit(&Action::Edit(edit)).await?;
+        let mut ssts = Vec::with_capacity(add.len());
+        for meta in add {
+            ssts.push(Sst::open(disk, &self.spec.folder, meta).await?);
+        }
+        let (flushed, sequence) = (header.past.flushed, header.past.sequence);
+        self.swap("install", |state| {
+            let generation = state.version.generation + 1;
+            let next = Version::new(self.schema.clone(), ssts, flushed, sequence, generation);
+            let old = std::mem::replace(&mut state.version, Arc::new(next));
+            state.side = side;
+            self.retired.lock().expect("no panic holds the lock").extend(old.ssts.values().cloned());
+        });
+        self.visible.send_replace(sequence);
+        self.flushed.send_replace(flushed);
+        let (region, replica, last) = (self.id, self.spec.replica, snapshot.last.unwrap_or_default());
+        self.spec.events.emit(|| Event::SnapshotInstalled { region, replica, last });
+        Ok(())
+    }
+}
+
+fn encode(header: &Header) -> Bytes {
+    postcard::to_allocvec(header).expect("a snapshot's header has an encoding").into()
+}
+
+fn decode(bytes: &Bytes) -> Result<Header> {
+    postcard::from_bytes(bytes)
+        .map_err(|err| Error::Damaged { file: "snapshot".into(), message: format!("its header cannot be read: {err}") })
+}

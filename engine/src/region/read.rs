@@ -1,0 +1,51 @@
+//! Scans: pages of one version, as of one sequence.
+
+use super::Region;
+use super::request::{ScanAnswer, ScanRequest};
+use crate::error::{Error, Result};
+use crate::storage::merge::Limit;
+use crate::storage::scan::Scan;
+use crate::types::encode_batch;
+
+impl Region {
+    /// One page. The caller has made sure that this replica may answer: that it leads and has applied what was
+    /// committed before, or that the page continues one that was read so.
+    pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer> {
+        if request.schema_version != self.schema.version {
+            return Err(Error::SchemaChanged { region: self.id, version: self.schema.version });
+        }
+        // First the sequence, then the version: it has at least what was visible before.
+        let visible = self.visible();
+        let version = self.version();
+        let upto = request.upto.unwrap_or(visible);
+        if upto > visible {
+            let what = format!("replica {} of region {} has not applied {upto} yet", self.spec.replica, self.id);
+            return Err(Error::Busy { what });
+        }
+        let options = &self.spec.options;
+        let rows = match request.page_rows {
+            0 => options.scan_batch_rows,
+            rows => rows.min(options.scan_batch_rows),
+        };
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        // Half a frame of cells leaves room for what the encoding adds.
+        let bytes = usize::try_from(options.rpc_frame_bytes / 2).unwrap_or(usize::MAX);
+        let scan = Scan {
+            columns: request.columns,
+            predicates: request.predicates,
+            upto,
+            after: request.after,
+            include_deleted: request.include_deleted,
+        };
+        let page = version.scan(&scan, rows)?.page(Limit { rows, bytes, taken: rows.saturating_mul(16) }).await?;
+        let encoded = |rows: &crate::storage::rows::Rows| {
+            encode_batch(&rows.with_version_columns(request.with_sequence, request.include_deleted))
+        };
+        Ok(ScanAnswer {
+            batches: page.batches.iter().map(encoded).collect(),
+            rows: page.rows as u64,
+            sequence: upto,
+            next: page.next,
+        })
+    }
+}

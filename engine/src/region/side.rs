@@ -1,0 +1,182 @@
+//! The side state of a region: everything replicated that is not rows. It is stored with each manifest edit *as of the
+//! flushed index*, travels in snapshots, and is rebuilt by replaying the log from there.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::command::Outcome;
+use crate::error::Error;
+use crate::raft::Membership;
+use crate::types::{LogId, RequestId, Sequence, SessionId};
+
+/// See the module. Cloned when a flush freezes the memtable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Side {
+    /// The last entry whose effect is in this state.
+    pub applied: Option<LogId>,
+    /// The membership as of `applied`.
+    pub membership: Membership,
+    /// The sequence of the newest row.
+    pub sequence: Sequence,
+    /// Rolling digest of all entries with an effect and of their outcomes.
+    pub digest: u64,
+    /// What was answered to whom.
+    pub sessions: Sessions,
+}
+
+impl Side {
+    /// The state as it stands in a manifest.
+    pub fn encode(&self) -> Bytes {
+        postcard::to_allocvec(self).expect("the side state has an encoding").into()
+    }
+
+    /// The state that [`Side::encode`] wrote; that of a region without entries for no bytes at all.
+    pub fn decode(bytes: &Bytes) -> Result<Side, Error> {
+        if bytes.is_empty() {
+            return Ok(Side::default());
+        }
+        postcard::from_bytes(bytes).map_err(|err| Error::Damaged {
+            file: "manifest".into(),
+            message: format!("its side state cannot be read: {err}"),
+        })
+    }
+
+    /// Mixes an entry and its outcome into the digest.
+    pub fn mix(&mut self, id: LogId, command: &[u8], outcome: &[u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let parts = [
+            id.term,
+            id.index,
+            u64::from(crc32fast::hash(command)),
+            u64::from(crc32fast::hash(outcome)),
+            self.sequence.0,
+        ];
+        for part in parts {
+            self.digest = (self.digest ^ part).wrapping_mul(ODD).rotate_left(29);
+        }
+    }
+}
+
+/// What the region remembers of clients' requests, so that a resent write is answered and not applied again.
+///
+/// A session begins with its first write. Ids are given out in order and never again; a session that is unknown here is
+/// new only if it is newer than every one that was forgotten. An older one is refused: it may have been forgotten, and
+/// its writes applied already.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sessions {
+    open: BTreeMap<SessionId, Session>,
+    /// The newest session that was forgotten; 0: none was.
+    forgotten: SessionId,
+    /// Counts writes of sessions.
+    tick: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Session {
+    /// The client has the answers of all statements below.
+    acknowledged: u64,
+    /// Answers of (statement, part) from `acknowledged` on.
+    answered: BTreeMap<(u64, u32), Outcome>,
+    /// The tick of its last request.
+    used: u64,
+}
+
+/// What the region knows of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was not applied.
+    New,
+    /// It was applied, with this outcome.
+    Answered(Outcome),
+    /// Nothing is known (any more): it must not be applied.
+    Forgotten,
+}
+
+impl Sessions {
+    /// Whether `request` was applied.
+    pub fn look(&self, request: RequestId) -> Seen {
+        match self.open.get(&request.session) {
+            Some(session) => match session.answered.get(&(request.statement, request.part)) {
+                Some(outcome) => Seen::Answered(outcome.clone()),
+                None if request.statement < session.acknowledged => Seen::Forgotten,
+                None => Seen::New,
+            },
+            None if request.session <= self.forgotten => Seen::Forgotten,
+            None => Seen::New,
+        }
+    }
+
+    /// Answers remembered for the session: what bounds a client that never acknowledges.
+    pub fn remembered(&self, session: SessionId) -> u64 {
+        self.open.get(&session).map_or(0, |session| session.answered.len() as u64)
+    }
+
+    /// Remembers the outcome of `request`, forgets what its client has acknowledged, and forgets the sessions that were
+    /// used least recently while there are more than `limit`.
+    pub fn record(&mut self, request: RequestId, acknowledged: u64, outcome: Outcome, limit: u64) {
+        self.tick += 1;
+        let session = self.open.entry(request.session).or_default();
+        session.used = self.tick;
+        session.acknowledged = session.acknowledged.max(acknowledged);
+        session.answered.insert((request.statement, request.part), outcome);
+        session.answered = session.answered.split_off(&(session.acknowledged, 0));
+        while self.open.len() as u64 > limit.max(1) {
+            let oldest = self.open.iter().min_by_key(|(_, session)| session.used).map(|(id, _)| *id);
+            let Some(oldest) = oldest else { return };
+            self.open.remove(&oldest);
+            self.forgotten = self.forgotten.max(oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::request::WriteAnswer;
+
+    fn request(session: u64, statement: u64, part: u32) -> RequestId {
+        RequestId { session: SessionId(session), statement, part }
+    }
+
+    fn answer(rows: u64) -> Outcome {
+        Ok(WriteAnswer { rows, sequence: Sequence(rows) })
+    }
+
+    #[test]
+    fn a_resent_request_is_answered_until_its_client_has_the_answer() {
+        let mut sessions = Sessions::default();
+        sessions.record(request(1, 1, 0), 1, answer(10), 9);
+        sessions.record(request(1, 2, 0), 1, answer(20), 9);
+        sessions.record(request(1, 2, 1), 1, answer(21), 9);
+        assert_eq!(sessions.look(request(1, 1, 0)), Seen::Answered(answer(10)));
+        assert_eq!(sessions.look(request(1, 2, 1)), Seen::Answered(answer(21)));
+        assert_eq!(sessions.look(request(1, 2, 2)), Seen::New);
+        sessions.record(request(1, 3, 0), 2, answer(30), 9);
+        assert_eq!(sessions.look(request(1, 1, 0)), Seen::Forgotten, "a late duplicate must not be applied again");
+        assert_eq!(sessions.look(request(1, 2, 0)), Seen::Answered(answer(20)));
+        assert_eq!(sessions.remembered(SessionId(1)), 3);
+    }
+
+    #[test]
+    fn requests_of_a_session_may_overlap() {
+        let mut sessions = Sessions::default();
+        sessions.record(request(1, 7, 0), 3, answer(7), 9);
+        assert_eq!(sessions.look(request(1, 5, 0)), Seen::New);
+        sessions.record(request(1, 5, 0), 3, answer(5), 9);
+        assert_eq!(sessions.look(request(1, 7, 0)), Seen::Answered(answer(7)));
+    }
+
+    #[test]
+    fn a_forgotten_session_is_refused_and_a_newer_one_is_not() {
+        let mut sessions = Sessions::default();
+        for session in [3, 1, 4] {
+            sessions.record(request(session, 1, 0), 1, answer(1), 2);
+        }
+        assert_eq!(sessions.look(request(3, 1, 0)), Seen::Forgotten, "3 was used least recently");
+        assert_eq!(sessions.look(request(1, 1, 0)), Seen::Answered(answer(1)));
+        assert_eq!(sessions.look(request(2, 1, 0)), Seen::Forgotten, "2 may have been forgotten, for all we know");
+        assert_eq!(sessions.look(request(5, 1, 0)), Seen::New);
+    }
+}

@@ -1,0 +1,66 @@
+//! The leader's checks before a write is proposed: what can be refused is refused here, and nothing is written.
+
+use bytes::Bytes;
+
+use super::Region;
+use super::command::Command;
+use super::request::WriteRequest;
+use crate::error::{Error, Invalid, Result};
+use crate::types::{Op, Schema, decode_batch, encode_keys};
+
+impl Region {
+    /// The command to propose for `write`, and how many rows it has.
+    pub fn validate(&self, write: WriteRequest) -> Result<(Bytes, u64)> {
+        if write.schema_version != self.schema.version {
+            return Err(Error::SchemaChanged { region: self.id, version: self.schema.version });
+        }
+        let rows = check_rows(&self.schema, &write)?;
+        if let Some(request) = write.request {
+            let remembered =
+                self.state.lock().expect("no panic holds the lock").side.sessions.remembered(request.session);
+            if remembered >= self.spec.options.session_requests {
+                let what = format!("session {} has {remembered} answers that it did not acknowledge", request.session);
+                return Err(Error::Busy { what });
+            }
+        }
+        Ok((Command::Write { write, sessions: self.spec.options.session_window }.encode(), rows))
+    }
+}
+
+/// The rows are whole rows of the table, and NULL only where it may be. Answers how many.
+fn check_rows(schema: &Schema, write: &WriteRequest) -> Result<u64> {
+    let wrong = |message: String| Error::invalid(Invalid::Request, message);
+    let rows = decode_batch(&write.rows, &schema.to_arrow()).map_err(|err| wrong(err.to_string()))?;
+    let count = rows.num_rows();
+    if count == 0 {
+        return Err(wrong("a write without rows".into()));
+    }
+    if !write.ops.is_empty() && write.ops.len() != count {
+        return Err(wrong(format!("{} ops for {count} rows", write.ops.len())));
+    }
+    if !write.expected.is_empty() && write.expected.len() != count {
+        return Err(wrong(format!("{} expected sequences for {count} rows", write.expected.len())));
+    }
+    if let Some(byte) = write.ops.iter().find(|byte| Op::from_byte(**byte).is_none()) {
+        return Err(wrong(format!("{byte} is no op")));
+    }
+    for (at, column) in schema.columns().iter().enumerate() {
+        let cells = rows.column(at);
+        if column.nullable || cells.null_count() == 0 {
+            continue;
+        }
+        // Of a row to delete only the key counts.
+        let put = |row: usize| write.ops.get(row).is_none_or(|op| *op == Op::Put as u8);
+        if (0..count).any(|row| cells.is_null(row) && (schema.is_key(at) || put(row))) {
+            return Err(Error::invalid(Invalid::NotNull, format!("column {:?} is NOT NULL", column.name)));
+        }
+    }
+    if !write.expected.is_empty() {
+        let mut keys = encode_keys(&rows, &schema.key());
+        keys.sort_unstable();
+        if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(wrong("a conditional write names a row twice".into()));
+        }
+    }
+    Ok(count as u64)
+}
