@@ -122,6 +122,7 @@ pub enum Invalid {
     KeyChange,
     Option,
     Schema,
+    Plan,
     Evaluation,
     Mismatch,
     Request,
@@ -240,6 +241,7 @@ impl Invalid {
             Invalid::KeyChange => "key_change",
             Invalid::Option => "option",
             Invalid::Schema => "schema",
+            Invalid::Plan => "plan",
             Invalid::Evaluation => "evaluation",
             Invalid::Mismatch => "mismatch",
             Invalid::Request => "request",
@@ -272,6 +274,9 @@ impl fmt::Display for Error {
             }
             Error::Deadline { waiting_for } => write!(f, "the deadline passed while waiting for {waiting_for}"),
             Error::Partial { written, cause } => {
+                if written.is_empty() {
+                    return write!(f, "written in part: {cause}");
+                }
                 f.write_str("written in")?;
                 written.iter().try_for_each(|region| write!(f, " {region}"))?;
                 write!(f, ", not elsewhere: {cause}")

@@ -48,6 +48,40 @@ macro_rules! events {
     };
 }
 
+impl Event {
+    /// The region that it is about, if it is about one.
+    pub fn region(&self) -> Option<RegionId> {
+        macro_rules! of {
+            ($($name:ident),*) => {
+                match self {
+                    $(Event::$name { region, .. } => Some(*region),)*
+                    _ => None,
+                }
+            };
+        }
+        of!(
+            BecameLeader,
+            ReplicaOpened,
+            Applied,
+            FlushStarted,
+            FlushFinished,
+            FlushFailed,
+            VersionSwapped,
+            SnapshotSending,
+            SnapshotInstalled,
+            ReplicaCreated,
+            ReplicaDropped,
+            ReplicaReopening,
+            TransferStarted,
+            WriteProposed,
+            WriteAnswered,
+            WriteRepeated,
+            WriteConflict,
+            RouteRefreshed
+        )
+    }
+}
+
 /// Ids are shown as people write them, all else as Rust does.
 fn shown(debug: &str, field: &dyn std::any::Any) -> String {
     if let Some(id) = field.downcast_ref::<RegionId>() {
@@ -104,7 +138,7 @@ events! {
         /// The last durable entry.
         upto: LogId,
     }
-    /// A conflicting suffix was taken out of the replica's log (durably).
+    /// A conflicting suffix was taken out of the replica's log; durable before anything that is appended later.
     Truncated {
         /// Whose log.
         replica: ReplicaId,
@@ -288,6 +322,15 @@ events! {
         /// Rows in it.
         rows: u64,
     }
+    /// A write that was proposed has its answer, whatever it is.
+    WriteAnswered {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Rows in it.
+        rows: u64,
+    }
     /// A resent write was answered from what the region remembers, and not applied again.
     WriteRepeated {
         /// The group.
@@ -390,6 +433,7 @@ mod tests {
     #[test]
     fn the_schema_names_the_fields_that_can_be_asked_for() {
         let event = Event::BecameLeader { region: RegionId::META, replica: ReplicaId(3), term: 7 };
+        assert_eq!(event.region(), Some(RegionId::META));
         let (_, fields) = Event::SCHEMA.iter().find(|(name, _)| *name == event.name()).unwrap();
         let values: Vec<_> = fields.iter().map(|(field, _)| event.field(field).unwrap()).collect();
         assert_eq!(values, ["meta", "r3", "7"]);

@@ -52,6 +52,13 @@ pub struct Options {
     pub session_window: u64,
     /// Requests of one session that a region remembers at most above the mark that the client acknowledged.
     pub session_requests: u64,
+    /// Results of statements that create and drop tables which meta remembers, so that a resent one is answered and not
+    /// run again. Counts when the cluster is bootstrapped.
+    pub meta_results: u64,
+    /// Regions of one table at most. Counts when the cluster is bootstrapped.
+    pub table_regions: u64,
+    /// The catalog is written to its file after this many entries.
+    pub meta_flush_entries: u64,
     /// Pause before the first retry of a step of a procedure; doubles up to `retry_max_ms`.
     pub retry_min_ms: u64,
     /// Upper bound, see `retry_min_ms`.
@@ -84,6 +91,9 @@ impl Default for Options {
             write_window: 64,
             session_window: 10_000,
             session_requests: 1_024,
+            meta_results: 10_000,
+            table_regions: 1_024,
+            meta_flush_entries: 100,
             retry_min_ms: 20,
             retry_max_ms: 1_000,
         }
@@ -119,6 +129,9 @@ impl Options {
         least("write_window", self.write_window, 1)?;
         least("session_window", self.session_window, 1)?;
         least("session_requests", self.session_requests, 1)?;
+        least("meta_results", self.meta_results, 1)?;
+        least("table_regions", self.table_regions, 1)?;
+        least("meta_flush_entries", self.meta_flush_entries, 1)?;
         least("retry_min_ms", self.retry_min_ms, 1)?;
         least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
-use crate::types::{NodeId, RegionId, ReplicaId};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,7 +36,8 @@ pub enum Request {
         /// Which rows.
         scan: ScanRequest,
     },
-    /// Make a replica, or find it made already with the same definition.
+    /// Make a replica, or find it made already with the same definition. Refused as `Invalid` for ever if this node was
+    /// once asked to drop a replica of that id, see `DropReplica`.
     CreateReplica {
         /// The region.
         region: RegionId,
@@ -44,20 +45,29 @@ pub enum Request {
         replica: ReplicaId,
         /// The table that it is of.
         table: Box<TableDef>,
+        /// On whose behalf.
+        by: ProcedureRef,
     },
-    /// Form the group of these replicas, once: asked of one of them. Fine if it is formed already.
+    /// Form the group of these replicas, once: asked of one of them, after a lost answer perhaps of another one, always
+    /// with the same members. Fine if it is formed already.
     InitGroup {
         /// The region.
         region: RegionId,
         /// All its replicas.
         members: BTreeMap<ReplicaId, NodeId>,
     },
-    /// Remove a replica with its files and its log. Fine if it is gone.
+    /// Remove a replica with its files and its log. Fine if it is gone, or was never there.
+    ///
+    /// Late hands: a `CreateReplica` that was sent before may arrive after this. So the node first makes a tombstone
+    /// durable (the replica's id; ids are never reused), even if it never had the replica, and refuses to create what
+    /// has one.
     DropReplica {
         /// The region.
         region: RegionId,
         /// The replica.
         replica: ReplicaId,
+        /// On whose behalf.
+        by: ProcedureRef,
     },
     /// Write the memtables of the region's replica on this node to files.
     Flush {
@@ -85,6 +95,19 @@ pub enum Request {
         /// The statement.
         sql: String,
     },
+}
+
+/// Who sent a command to a region: which step of which procedure, driven by meta's leader of which term. Tells a late
+/// command from a new one in logs, and lets a node refuse the former. It decides nothing by itself: the commands are
+/// idempotent and tombstones make a drop final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcedureRef {
+    /// The procedure.
+    pub procedure: ProcedureId,
+    /// How many entries had been recorded of it when the command was sent.
+    pub step: u32,
+    /// The term of the meta leader that sent it.
+    pub term: u64,
 }
 
 /// The verbs of the raft protocol.

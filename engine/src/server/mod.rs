@@ -1,4 +1,14 @@
 //! One node: hosts replicas and meta, serves its peers and its clients.
+//!
+//! [`Node::run`] opens the store (identity, log, replicas) and serves requests; what arrives is answered in
+//! `node.rs`, by the replica that it is for. After a failed write the store is closed and opened anew as a whole.
 
+mod identity;
 pub mod message;
+mod meta_replica;
+mod node;
+pub mod router;
 pub mod rpc;
+mod store;
+
+pub use node::{Node, NodeConfig, Seams, Stop, print_rows};

@@ -41,6 +41,10 @@ id!(
     SessionId(u64), "c"
 );
 id!(
+    /// A procedure of meta: the making or the dropping of a table. Given out by meta, never reused.
+    ProcedureId(u64), "p"
+);
+id!(
     /// How often a store was opened: grows by one with each start of the process.
     Incarnation(u64), "i"
 );

@@ -12,7 +12,8 @@ mod value;
 pub use batch::{ColumnarError, decode_batch, encode_batch};
 pub use column::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TimeUnit};
 pub use id::{
-    Incarnation, LogId, NodeId, Op, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId, Timestamp, Vote,
+    Incarnation, LogId, NodeId, Op, ProcedureId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId,
+    Timestamp, Vote,
 };
 pub use key::{Key, KeyError, decode_key, encode_key, encode_keys};
 pub use predicate::{Condition, Predicate};

@@ -1,0 +1,331 @@
+//! This node's replica of the meta group: the catalog's state machine under raft, its file, and the procedures that run
+//! while it leads.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use super::identity::{load, store};
+use super::message::{Request, Response};
+use super::node::Seams;
+use super::router::Router;
+use crate::disk::{read_whole, remove_if_there};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::meta::{self, Machine, Runner, Service};
+use crate::options::Options;
+use crate::raft::{Change, Group, Machine as RaftMachine, Membership, Snapshot, SnapshotFile};
+use crate::region::request::ReplicaStatus;
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
+
+/// See the module.
+pub struct MetaReplica {
+    replica: ReplicaId,
+    incarnation: Incarnation,
+    folder: String,
+    seams: Seams,
+    options: Arc<Options>,
+    machine: Arc<Machine>,
+    state: Mutex<State>,
+    /// One write of the file at a time.
+    writing: tokio::sync::Mutex<()>,
+    flushed: watch::Sender<Option<LogId>>,
+    grown: Notify,
+    service: Mutex<Option<Arc<Service>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    applied: Option<LogId>,
+    membership: Membership,
+    flushed: Option<LogId>,
+    flushed_membership: Membership,
+}
+
+/// What the file holds: the whole catalog as of one entry.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    last: LogId,
+    membership: Membership,
+    machine: Bytes,
+}
+
+impl MetaReplica {
+    /// Reads the file of the replica in `folder`; an empty catalog without one.
+    pub async fn open(
+        replica: ReplicaId,
+        folder: &str,
+        incarnation: Incarnation,
+        seams: Seams,
+        options: Arc<Options>,
+    ) -> Result<Arc<MetaReplica>> {
+        let disk = seams.disk.as_ref();
+        disk.create_dir(folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
+        let above = crate::disk::parent(folder);
+        disk.sync_dir(above).await.map_err(|err| Error::io(&err, format!("sync {above}")))?;
+        let machine = Arc::new(Machine::new());
+        let mut state = State::default();
+        if let Some(stored) = load::<Stored>(disk, &path(folder)).await? {
+            machine.restore(&stored.machine)?;
+            state.applied = Some(stored.last);
+            state.membership = stored.membership.clone();
+            state.flushed = Some(stored.last);
+            state.flushed_membership = stored.membership;
+        }
+        let flushed = state.flushed;
+        let (region, flushed_sequence) = (RegionId::META, Sequence(0));
+        seams.events.emit(|| Event::ReplicaOpened { region, replica, flushed, flushed_sequence });
+        Ok(Arc::new(MetaReplica {
+            replica,
+            incarnation,
+            folder: folder.to_string(),
+            seams,
+            options,
+            machine,
+            state: Mutex::new(state),
+            writing: tokio::sync::Mutex::default(),
+            flushed: watch::Sender::new(flushed),
+            grown: Notify::new(),
+            service: Mutex::default(),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    /// Begins to answer, to drive procedures whenever this replica leads, and to write the file now and then.
+    pub fn serve(self: &Arc<Self>, group: Arc<Group>, router: Arc<Router>) {
+        let door: Arc<dyn meta::Group> = group.clone();
+        let events = self.seams.events.clone();
+        let service = Arc::new(Service::new(door.clone(), self.machine.clone(), events.clone(), &self.options));
+        *self.service.lock().expect("no panic holds the lock") = Some(service.clone());
+        let runner = Runner::new(door, router, self.machine.clone(), events, &self.options);
+        let (machine, options) = (self.machine.clone(), self.options.clone());
+        let leading = tokio::spawn(lead(group, service, runner, machine, options));
+        let writing = tokio::spawn(write_now_and_then(Arc::downgrade(self)));
+        self.tasks.lock().expect("no panic holds the lock").extend([leading, writing]);
+    }
+
+    /// Stops what [`MetaReplica::serve`] began.
+    pub fn stop(&self) {
+        for task in std::mem::take(&mut *self.tasks.lock().expect("no panic holds the lock")) {
+            task.abort();
+        }
+    }
+
+    /// Answers a request, if this replica leads.
+    pub async fn answer(&self, request: MetaRequest, within: Duration) -> Result<MetaAnswer> {
+        let service = self.service.lock().expect("no panic holds the lock").clone();
+        service.ok_or(Error::Stopped)?.handle(request, within).await
+    }
+
+    /// Follows the last entry that is in the file.
+    pub fn watch_flushed(&self) -> watch::Receiver<Option<LogId>> {
+        self.flushed.subscribe()
+    }
+
+    /// Writes what was applied until now to the file.
+    pub async fn flush(&self) -> Result<()> {
+        let _one = self.writing.lock().await;
+        let (state, machine) = {
+            // Apply changes both under this lock.
+            let state = self.state.lock().expect("no panic holds the lock");
+            (state.clone(), self.machine.snapshot())
+        };
+        let Some(last) = state.applied.filter(|_| state.applied > state.flushed) else { return Ok(()) };
+        let (region, replica) = (RegionId::META, self.replica);
+        self.seams.events.emit(|| Event::FlushStarted { region, replica, upto: last, rows: 0 });
+        let stored = Stored { last, membership: state.membership, machine };
+        store(self.seams.disk.as_ref(), &path(&self.folder), &stored).await?;
+        self.note_flushed(last, stored.membership);
+        let sequence = Sequence(0);
+        self.seams.events.emit(|| Event::FlushFinished { region, replica, upto: last, sequence, rows: 0 });
+        Ok(())
+    }
+
+    fn note_flushed(&self, last: LogId, membership: Membership) {
+        let mut state = self.state.lock().expect("no panic holds the lock");
+        state.flushed = Some(last);
+        state.flushed_membership = membership;
+        drop(state);
+        self.flushed.send_replace(Some(last));
+    }
+
+    /// The replica's part of its status; the group's part is filled in by the caller.
+    pub fn status(&self) -> ReplicaStatus {
+        let state = self.state.lock().expect("no panic holds the lock");
+        ReplicaStatus {
+            region: RegionId::META,
+            replica: self.replica,
+            node: NodeId::default(),
+            is_leader: false,
+            leader: None,
+            term: 0,
+            applied: state.applied,
+            flushed: state.flushed,
+            sequence: Sequence(0),
+            memtable_rows: 0,
+            memtable_bytes: 0,
+            ssts: 0,
+            sst_bytes: 0,
+            schema_version: 0,
+        }
+    }
+
+    fn unflushed(&self) -> u64 {
+        let state = self.state.lock().expect("no panic holds the lock");
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        index(state.applied) - index(state.flushed)
+    }
+}
+
+/// Whenever this replica leads: makes the cluster known to the catalog (once in its life) and drives the procedures.
+async fn lead(group: Arc<Group>, service: Arc<Service>, runner: Runner, machine: Arc<Machine>, options: Arc<Options>) {
+    loop {
+        let standing = group.standing();
+        if !standing.is_leader {
+            group.changed(&standing).await;
+            continue;
+        }
+        if machine.read(|state| state.nodes().is_none()) {
+            let members = standing.membership.replicas.clone();
+            let nodes = members.values().copied().collect();
+            // Of no use to retry in a hurry: whoever leads tries again.
+            if service.bootstrap(nodes, members).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(options.retry_max_ms)).await;
+            }
+            continue;
+        }
+        runner.run(standing.term).await;
+        // It returns when another one leads; the standing may lag a little behind that.
+        tokio::time::sleep(Duration::from_millis(options.retry_min_ms)).await;
+    }
+}
+
+async fn write_now_and_then(replica: std::sync::Weak<MetaReplica>) {
+    loop {
+        let Some(replica) = replica.upgrade() else { return };
+        let interval = Duration::from_millis(replica.options.flush_interval_ms);
+        let _ = tokio::time::timeout(interval, replica.grown.notified()).await;
+        if let Err(err) = replica.flush().await {
+            let (region, id, reason) = (RegionId::META, replica.replica, err.to_string());
+            replica.seams.events.emit(|| Event::FlushFailed { region, replica: id, reason });
+            tokio::time::sleep(Duration::from_millis(replica.options.retry_max_ms)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl RaftMachine for MetaReplica {
+    fn flushed(&self) -> (Option<LogId>, Membership) {
+        let state = self.state.lock().expect("no panic holds the lock");
+        (state.flushed, state.flushed_membership.clone())
+    }
+
+    async fn apply(&self, id: LogId, change: Change) -> Result<Bytes> {
+        let (command, outcome) = {
+            let mut state = self.state.lock().expect("no panic holds the lock");
+            state.applied = Some(id);
+            match change {
+                Change::Blank => (Bytes::new(), Bytes::new()),
+                Change::Membership(membership) => {
+                    state.membership = membership;
+                    (Bytes::new(), Bytes::new())
+                }
+                Change::Command(command) => {
+                    let outcome = self.machine.apply(&command)?;
+                    (command, outcome)
+                }
+            }
+        };
+        if self.unflushed() >= self.options.meta_flush_entries {
+            self.grown.notify_one();
+        }
+        let (replica, incarnation, answer) = (self.replica, self.incarnation, outcome.clone());
+        self.seams.events.emit(|| Event::Applied {
+            region: RegionId::META,
+            replica,
+            incarnation,
+            log_id: id,
+            command,
+            outcome,
+            sequence: Sequence(0),
+            digest: self.machine.digest(),
+        });
+        Ok(answer)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        self.flush().await?;
+        // The file is replaced by the next flush; what is sent is this one's content, which is small.
+        let _one = self.writing.lock().await;
+        let path = path(&self.folder);
+        let bytes = read_whole(self.seams.disk.as_ref(), &path).await.map_err(|err| Error::io(&err, &path))?;
+        let (last, membership) = self.flushed();
+        Ok(Snapshot { last, membership, header: bytes, files: Vec::<SnapshotFile>::new(), pin: Arc::new(()) })
+    }
+
+    async fn prepare_install(&self) -> Result<String> {
+        Ok(self.folder.clone())
+    }
+
+    async fn install(&self, snapshot: Snapshot) -> Result<()> {
+        let _one = self.writing.lock().await;
+        let disk = self.seams.disk.as_ref();
+        let path = path(&self.folder);
+        let received = format!("{path}.received");
+        remove_if_there(disk, &received).await.map_err(|err| Error::io(&err, &received))?;
+        crate::disk::write_atomically(disk, &received, snapshot.header)
+            .await
+            .map_err(|err| Error::io(&err, &received))?;
+        // Checked before it takes the place of what is there.
+        let stored: Stored = load(disk, &received).await?.ok_or_else(|| Error::Damaged {
+            file: received.clone(),
+            message: "it was written and is not there".into(),
+        })?;
+        disk.rename(&received, &path).await.map_err(|err| Error::io(&err, &path))?;
+        disk.sync_dir(&self.folder).await.map_err(|err| Error::io(&err, &self.folder))?;
+        {
+            let mut state = self.state.lock().expect("no panic holds the lock");
+            self.machine.restore(&stored.machine)?;
+            state.applied = Some(stored.last);
+            state.membership = stored.membership.clone();
+        }
+        self.note_flushed(stored.last, stored.membership);
+        let (region, replica, last) = (RegionId::META, self.replica, stored.last);
+        self.seams.events.emit(|| Event::SnapshotInstalled { region, replica, last });
+        Ok(())
+    }
+}
+
+fn path(folder: &str) -> String {
+    format!("{folder}/catalog")
+}
+
+#[async_trait]
+impl meta::Group for Group {
+    async fn propose(&self, command: Bytes) -> Result<Bytes> {
+        Group::propose(self, command).await
+    }
+
+    async fn read_index(&self) -> Result<()> {
+        Group::read_index(self).await
+    }
+
+    fn leading(&self) -> Option<u64> {
+        let standing = self.standing();
+        standing.is_leader.then_some(standing.term)
+    }
+}
+
+#[async_trait]
+impl meta::Nodes for Router {
+    async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response> {
+        Router::call(self, to, request, within).await
+    }
+}
