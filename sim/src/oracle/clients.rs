@@ -1,0 +1,159 @@
+//! Oracle 1: what clients were told is true, judged with the applied log as witness.
+//!
+//! Checks, at every answer and in time that grows with the versions of one key: a read equals its key at some position
+//! of the log between the newest version that anyone had acknowledged or read before it began and the newest one applied
+//! when it ended; an acknowledged write is in the log; a refused one is not; at the end the tables hold what the log says.
+//!
+//! Relies on: each written row is unlike every other version of its key (workloads see to that), and one open statement
+//! per key at a time. Does not check: the order between different keys, and statements whose outcome stayed unknown:
+//! they may have happened or not, but whoever reads their rows makes them certain.
+
+use std::collections::BTreeMap;
+
+use engine::types::{Key, RegionId, Sequence};
+
+use super::Violation;
+use super::model::{Model, Row};
+
+const NAME: &str = "clients";
+
+/// See the module.
+#[derive(Default)]
+pub struct ClientOracle {
+    /// The newest version of each key that somebody is known to have seen.
+    floors: BTreeMap<(RegionId, Key), Sequence>,
+    /// Rows whose write was refused.
+    refused: Vec<(RegionId, Key, Option<Row>)>,
+    evaluations: u64,
+}
+
+impl ClientOracle {
+    /// What a read that begins now must at least see.
+    pub fn floor(&self, region: RegionId, key: &Key) -> Sequence {
+        self.floors.get(&(region, key.clone())).copied().unwrap_or_default()
+    }
+
+    /// A write of `row` (none: a delete) under `key` was acknowledged.
+    pub fn acknowledged(
+        &mut self,
+        model: &Model,
+        region: RegionId,
+        key: &Key,
+        row: Option<&Row>,
+    ) -> Result<(), Violation> {
+        self.evaluations += 1;
+        let history = model.region(region).into_iter().flat_map(|region| region.history(key));
+        let written = history.filter(|(_, version)| *version == row).map(|(sequence, _)| sequence).last();
+        match written {
+            Some(sequence) => {
+                self.raise(region, key, sequence);
+                Ok(())
+            }
+            None => violation(
+                "an acknowledged write is not in the log",
+                vec![
+                    format!("region {region}, key {key:?}"),
+                    format!("acknowledged: {}", shown(row)),
+                    format!("applied versions: {}", versions(model, region, key)),
+                ],
+            ),
+        }
+    }
+
+    /// A write was refused by an error that says that nothing was written.
+    pub fn refused(&mut self, region: RegionId, key: &Key, row: Option<&Row>) {
+        self.refused.push((region, key.clone(), row.cloned()));
+    }
+
+    /// A read of `key` that began when its floor was `floor` found `found`.
+    pub fn read(
+        &mut self,
+        model: &Model,
+        region: RegionId,
+        key: &Key,
+        floor: Sequence,
+        found: Option<&Row>,
+    ) -> Result<(), Violation> {
+        self.evaluations += 1;
+        let nothing = (floor == Sequence(0) && found.is_none()).then_some(Sequence(0));
+        let history = model.region(region).into_iter().flat_map(|region| region.history(key));
+        let seen = history.filter(|(sequence, version)| *sequence >= floor && *version == found);
+        let seen = seen.map(|(sequence, _)| sequence).next().or(nothing);
+        match seen {
+            Some(sequence) => {
+                self.raise(region, key, sequence);
+                Ok(())
+            }
+            None => violation(
+                "a read saw what it must not",
+                vec![
+                    format!("region {region}, key {key:?}"),
+                    format!("read: {}", shown(found)),
+                    format!("it had to be the version of {floor} or a newer one"),
+                    format!("applied versions: {}", versions(model, region, key)),
+                ],
+            ),
+        }
+    }
+
+    /// At the end: `rows` were read from the whole table whose regions are `regions`.
+    pub fn end(
+        &mut self,
+        model: &Model,
+        expected: &BTreeMap<Key, Row>,
+        found: &BTreeMap<Key, Row>,
+    ) -> Result<(), Violation> {
+        self.evaluations += 1;
+        for (key, row) in expected {
+            if found.get(key) != Some(row) {
+                return violation(
+                    "the table does not hold what was written",
+                    vec![
+                        format!("key {key:?}"),
+                        format!("expected: {}", shown(Some(row))),
+                        format!("found: {}", shown(found.get(key))),
+                    ],
+                );
+            }
+        }
+        if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(*key)) {
+            return violation("the table holds what nobody wrote", vec![format!("key {key:?}"), shown(Some(row))]);
+        }
+        for (region, key, row) in &self.refused {
+            let mut history = model.region(*region).into_iter().flat_map(|region| region.history(key));
+            if history.any(|(_, version)| version == row.as_ref()) {
+                return violation(
+                    "a refused write was applied",
+                    vec![format!("region {region}, key {key:?}"), shown(row.as_ref())],
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// How often it judged something.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations
+    }
+
+    fn raise(&mut self, region: RegionId, key: &Key, sequence: Sequence) {
+        let floor = self.floors.entry((region, key.clone())).or_default();
+        *floor = sequence.max(*floor);
+    }
+}
+
+fn versions(model: &Model, region: RegionId, key: &Key) -> String {
+    let history = model.region(region).into_iter().flat_map(|region| region.history(key));
+    let lines: Vec<_> = history.map(|(sequence, row)| format!("{sequence} {}", shown(row))).collect();
+    if lines.is_empty() { "none".into() } else { lines.join("; ") }
+}
+
+fn shown(row: Option<&Row>) -> String {
+    let Some(row) = row else { return "no row".into() };
+    let cells: Vec<_> = row.iter().map(ToString::to_string).collect();
+    format!("({})", cells.join(", "))
+}
+
+fn violation(signature: &str, evidence: Vec<String>) -> Result<(), Violation> {
+    Err(Violation { oracle: NAME, signature: signature.to_string(), evidence })
+}

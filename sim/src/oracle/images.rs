@@ -1,0 +1,193 @@
+//! Oracle 13: a disk that loses power now holds everything that its node has promised.
+//!
+//! At drawn moments and after each power loss the durable content of a disk is opened beside the run, as a starting node
+//! would. Checks: the log opens; every entry that was reported durable, every vote that was reported saved is there; the
+//! manifest of each replica reaches at least as far as its last finished flush; every file that it names exists and
+//! verifies; after collection no other file is left; the log starts no later than behind the flushed entry.
+//!
+//! Does not check: what the files' rows are (the replica oracle scans them when they are in use), and nodes that were
+//! told to forget a replica at that very moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use engine::disk::Disk;
+use engine::event::{Event, Events};
+use engine::log::Log;
+use engine::options::Options;
+use engine::storage::manifest::Manifest;
+use engine::storage::sst;
+use engine::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
+
+use super::Violation;
+
+const NAME: &str = "disk_images";
+
+/// What nodes have promised so far.
+#[derive(Default)]
+pub struct DiskImageOracle {
+    promises: BTreeMap<NodeId, BTreeMap<ReplicaId, Promise>>,
+    evaluations: u64,
+}
+
+/// What a replica's disk must hold.
+#[derive(Clone, Debug, Default)]
+pub struct Promise {
+    vote: Option<Vote>,
+    durable: Option<LogId>,
+    flushed: Option<LogId>,
+    is_meta: bool,
+}
+
+impl DiskImageOracle {
+    /// Notes promises.
+    pub fn on_event(&mut self, node: NodeId, event: &Event) {
+        let replicas = self.promises.entry(node).or_default();
+        match event {
+            Event::VoteSaved { replica, vote } => replicas.entry(*replica).or_default().vote = Some(*vote),
+            Event::Durable { replica, upto } => {
+                let promise = replicas.entry(*replica).or_default();
+                promise.durable = promise.durable.max(Some(*upto));
+            }
+            // What is taken out is not promised any more; what replaces it will be.
+            Event::Truncated { replica, last } => {
+                let promise = replicas.entry(*replica).or_default();
+                promise.durable = promise.durable.min(*last);
+            }
+            Event::FlushFinished { replica, upto, region, .. } => {
+                let promise = replicas.entry(*replica).or_default();
+                promise.flushed = Some(*upto);
+                promise.is_meta = *region == RegionId::META;
+            }
+            Event::SnapshotInstalled { replica, last, region } => {
+                let promise = replicas.entry(*replica).or_default();
+                promise.flushed = Some(*last);
+                promise.is_meta = *region == RegionId::META;
+                // The log before a snapshot may be dropped as a whole.
+                promise.durable = None;
+            }
+            Event::ReplicaDropped { replica, .. } => {
+                replicas.remove(replica);
+            }
+            _ => {}
+        }
+    }
+
+    /// Promises outlive the process.
+    pub fn on_crash(&mut self, _node: NodeId, _power: bool) {}
+
+    /// What the node's disk must hold now.
+    pub fn promises(&self, node: NodeId) -> BTreeMap<ReplicaId, Promise> {
+        self.promises.get(&node).cloned().unwrap_or_default()
+    }
+
+    /// A disk was looked at.
+    pub fn evaluated(&mut self) {
+        self.evaluations += 1;
+    }
+
+    /// How many disks were looked at.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations
+    }
+}
+
+/// Opens `disk`, the durable content of a node's disk, and holds it against the promises. Changes `disk`.
+pub async fn check(
+    node: NodeId,
+    disk: Arc<dyn Disk>,
+    options: &Options,
+    promises: &BTreeMap<ReplicaId, Promise>,
+) -> Result<(), Violation> {
+    if disk.list("log").await.is_err() {
+        // The node was never up.
+        return Ok(());
+    }
+    let events = Events::of(node);
+    let log = Log::open(disk.clone(), "log", options, events.clone()).await;
+    let log = log.map_err(|err| violation("a log cannot be opened after a power loss", node, vec![err.to_string()]))?;
+    for (id, promise) in promises {
+        let state = log.replica(*id).state();
+        let reaches = state.last.max(state.purged);
+        let entry = match promise.durable.filter(|durable| Some(*durable) > state.purged) {
+            None => None,
+            Some(durable) => match log.replica(*id).read(durable.index..durable.index + 1, u64::MAX).await {
+                Ok(entries) => Some((durable, entries.first().map(|entry| entry.id))),
+                Err(err) => return Err(violation("a durable entry cannot be read", node, vec![err.to_string()])),
+            },
+        };
+        let holds = match entry {
+            None => true,
+            Some((durable, found)) => found == Some(durable) || reaches > Some(durable) && found.is_some(),
+        };
+        if !holds {
+            return Err(violation(
+                "a durable entry is gone after a power loss",
+                node,
+                vec![
+                    format!("replica {id} reported {:?} durable", promise.durable),
+                    format!("its log reaches from {:?} to {:?}", state.purged, state.last),
+                ],
+            ));
+        }
+        if state.vote.map_or(0, |vote| vote.term) < promise.vote.map_or(0, |vote| vote.term) {
+            return Err(violation(
+                "a vote is gone after a power loss",
+                node,
+                vec![format!("replica {id} saved {:?}", promise.vote), format!("and has {:?}", state.vote)],
+            ));
+        }
+        if !promise.is_meta {
+            check_files(node, *id, &disk, options, &events, promise, state.purged).await?;
+        }
+    }
+    log.close().await.map_err(|err| violation("a log cannot be closed", node, vec![err.to_string()]))
+}
+
+async fn check_files(
+    node: NodeId,
+    id: ReplicaId,
+    disk: &Arc<dyn Disk>,
+    options: &Options,
+    events: &Events,
+    promise: &Promise,
+    purged: Option<LogId>,
+) -> Result<(), Violation> {
+    let wrong = |signature: &str, evidence: String| violation(signature, node, vec![format!("replica {id}"), evidence]);
+    let folder = format!("replicas/{}", id.0);
+    let manifest = Manifest::open(disk.clone(), &folder, options, events.clone()).await;
+    let manifest = manifest.map_err(|err| wrong("a manifest cannot be opened after a power loss", err.to_string()))?;
+    let Some(manifest) = manifest else {
+        return match promise.flushed {
+            None => Ok(()),
+            Some(flushed) => Err(wrong("a manifest is gone after a power loss", format!("it had flushed {flushed}"))),
+        };
+    };
+    let state = manifest.state();
+    if state.past.flushed < promise.flushed {
+        let evidence = format!("flushed {:?}, and the manifest says {:?}", promise.flushed, state.past.flushed);
+        return Err(wrong("a finished flush is gone after a power loss", evidence));
+    }
+    if purged.map(|purged| purged.index) > state.past.flushed.map(|flushed| flushed.index) {
+        let evidence = format!("the log starts behind {purged:?}, the files end at {:?}", state.past.flushed);
+        return Err(wrong("the log starts behind what is in files", evidence));
+    }
+    for meta in state.files.values() {
+        if let Err(err) = sst::verify(disk.as_ref(), &folder, meta).await {
+            return Err(wrong("a file that the manifest names is not whole", err.to_string()));
+        }
+    }
+    if let Err(err) = manifest.remove_orphans(&BTreeSet::new()).await {
+        return Err(wrong("orphans cannot be collected", err.to_string()));
+    }
+    let left = disk.list(&sst::folder(&folder)).await.unwrap_or_default();
+    if left.len() != state.files.len() {
+        return Err(wrong("a file is left that the manifest does not name", format!("{left:?}")));
+    }
+    Ok(())
+}
+
+fn violation(signature: &str, node: NodeId, mut evidence: Vec<String>) -> Violation {
+    evidence.insert(0, format!("the disk of {node}"));
+    Violation { oracle: NAME, signature: signature.to_string(), evidence }
+}

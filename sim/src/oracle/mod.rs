@@ -1,0 +1,46 @@
+//! Oracles: each watches one promise of the product while the run goes on, and at its end.
+//!
+//! An oracle hears every [`Event`] synchronously, in the order in which they happened. It never awaits, draws or calls
+//! back into the cluster. It counts how often it judged something: one that was due and never did makes a run vacuous.
+
+mod clients;
+pub mod images;
+pub mod model;
+mod raft;
+mod replicas;
+
+use std::time::Duration;
+
+use engine::event::Event;
+use engine::types::NodeId;
+
+pub use clients::ClientOracle;
+pub use images::DiskImageOracle;
+pub use raft::RaftOracle;
+pub use replicas::ReplicaOracle;
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The oracle that saw it.
+    pub oracle: &'static str,
+    /// Names the kind of violation, the same for every seed that hits it.
+    pub signature: String,
+    /// What was expected and what was found, line by line, with the ids that a person needs.
+    pub evidence: Vec<String>,
+}
+
+/// Watches one promise.
+pub trait Oracle: Send {
+    /// Its name, as reports and planted bugs use it.
+    fn name(&self) -> &'static str;
+
+    /// Judges what just happened on `node`, at virtual time `at`.
+    fn on_event(&mut self, at: Duration, node: NodeId, event: &Event) -> Result<(), Violation>;
+
+    /// The node lost its processes, and with `power` what its disk had not synced.
+    fn on_crash(&mut self, node: NodeId, power: bool);
+
+    /// How often it judged something.
+    fn evaluations(&self) -> u64;
+}

@@ -1,0 +1,229 @@
+//! The clients of a run: sessions by name, statements and loads, and what the client oracle is told of their answers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
+use engine::frontend::{Output, Session};
+use engine::meta::catalog::TableDef;
+use engine::meta::request::{MetaAnswer, MetaRequest};
+use engine::server::message::{Request, Response};
+use engine::types::{Key, RegionId, Value, encode_keys};
+use engine::{Error, Result};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::hub::Hub;
+use crate::cluster::Cluster;
+use crate::oracle::Violation;
+use crate::oracle::model::Row;
+
+/// See the module. Clones are the same clients.
+#[derive(Clone)]
+pub struct Clients {
+    cluster: Cluster,
+    hub: Hub,
+    directory: PathBuf,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    sessions: BTreeMap<String, Session>,
+    answered: u64,
+}
+
+impl Clients {
+    /// Clients of `cluster`, whose data files are in `directory`.
+    pub fn new(cluster: Cluster, hub: Hub, directory: PathBuf) -> Clients {
+        Clients { cluster, hub, directory, shared: Arc::default() }
+    }
+
+    /// The session of the client of that name.
+    pub fn session(&self, name: &str) -> Session {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.sessions.entry(name.to_string()).or_insert_with(|| self.cluster.clients().session()).clone()
+    }
+
+    /// Statements that were answered.
+    pub fn answered(&self) -> u64 {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).answered
+    }
+
+    fn count(&self) {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).answered += 1;
+    }
+
+    /// Runs `sql` in the session of `client`.
+    pub async fn execute(&self, client: &str, sql: &str, within: Duration) -> Result<Output> {
+        let output = self.session(client).execute_within(sql, within).await;
+        self.count();
+        output
+    }
+
+    /// Tells the hub which tables there are now.
+    pub async fn learn(&self) -> Result<()> {
+        let mut last = Error::Stopped;
+        for attempt in 0..200 {
+            for node in self.cluster.ids() {
+                let request = Request::Meta(MetaRequest::Tables);
+                match self.cluster.call(node, request, Duration::from_secs(5)).await {
+                    Ok(Response::Meta(MetaAnswer::Tables(tables))) => {
+                        tables.iter().for_each(|table| self.hub.learn(table));
+                        return Ok(());
+                    }
+                    Ok(_) => return Err(Error::Stopped),
+                    Err(err) => last = err,
+                }
+            }
+            madsim::time::sleep(Duration::from_millis(50 * (attempt + 1).min(20))).await;
+        }
+        Err(last)
+    }
+
+    /// The newest table of that name, once clients can use it.
+    pub fn table(&self, name: &str) -> Option<TableDef> {
+        let state = self.hub.state();
+        if !state.is_published(name) {
+            return None;
+        }
+        state.model.tables().filter(|table| table.name == name).last().cloned()
+    }
+
+    /// Rows of a Parquet file, as rows of the table, in batches.
+    pub fn rows(
+        &self,
+        table: &TableDef,
+        file: &str,
+        rows: Option<u64>,
+        batch: u64,
+    ) -> Result<Vec<RecordBatch>, String> {
+        let path = self.directory.join(file);
+        let all = read(&path, rows, batch).map_err(|err| format!("{}: {err}", path.display()))?;
+        all.iter().map(|batch| as_rows(table, batch).map_err(|err| format!("{}: {err}", path.display()))).collect()
+    }
+
+    /// Inserts `batch` into `table` below the parser; the oracle hears of the answer.
+    pub async fn insert(&self, client: &str, table: &TableDef, batch: RecordBatch, within: Duration) -> Result<u64> {
+        let inserted = self.session(client).insert_within(&table.name, batch.clone(), within).await;
+        self.count();
+        let told = inserted.as_ref().map(|_| ()).map_err(Clone::clone);
+        for (key, row) in keyed(table, &batch) {
+            self.told(table, &key, Some(&row), &told);
+        }
+        inserted
+    }
+
+    /// The client was answered to a write of `row` (none: a delete) under `key`.
+    pub fn told(&self, table: &TableDef, key: &Key, row: Option<&Row>, answer: &Result<()>) {
+        let judged = {
+            let mut state = self.hub.state();
+            let state = &mut *state;
+            let region = place(&state.model, table, key);
+            match answer {
+                Ok(()) => state.clients.acknowledged(&state.model, region, key, row),
+                Err(err) if err.may_have_applied() => Ok(()),
+                Err(_) => {
+                    state.clients.refused(region, key, row);
+                    Ok(())
+                }
+            }
+        };
+        self.fail_on(judged);
+    }
+
+    /// What a read of `key` that begins now must at least see.
+    pub fn floor(&self, table: &TableDef, key: &Key) -> engine::types::Sequence {
+        let state = self.hub.state();
+        state.clients.floor(place(&state.model, table, key), key)
+    }
+
+    /// A read of `key` found `found`.
+    pub fn saw(&self, table: &TableDef, key: &Key, floor: engine::types::Sequence, found: Option<&Row>) {
+        let judged = {
+            let mut state = self.hub.state();
+            let state = &mut *state;
+            let region = place(&state.model, table, key);
+            state.clients.read(&state.model, region, key, floor, found)
+        };
+        self.fail_on(judged);
+    }
+
+    /// At the end: reads each table whole and holds it against the model.
+    pub async fn compare_all(&self) -> Result<()> {
+        let tables: Vec<TableDef> = {
+            let state = self.hub.state();
+            state.model.tables().cloned().collect()
+        };
+        for table in tables {
+            let columns: Vec<String> =
+                table.schema.columns().iter().map(|column| format!("\"{}\"", column.name)).collect();
+            let sql = format!("SELECT {} FROM {}", columns.join(", "), table.name);
+            let output = match self.execute("oracle", &sql, Duration::from_secs(60)).await {
+                Ok(Output::Rows { batches, .. }) => batches,
+                // Dropped, or replaced by another of its name.
+                Err(err) if err.code() == "unknown_table" => continue,
+                Ok(_) => return Err(Error::Stopped),
+                Err(err) => return Err(err),
+            };
+            let mut found = BTreeMap::new();
+            for batch in &output {
+                if let Ok(rows) = as_rows(&table, batch) {
+                    found.extend(keyed(&table, &rows));
+                }
+            }
+            let judged = {
+                let mut state = self.hub.state();
+                let state = &mut *state;
+                let expected = state.model.rows(&table);
+                state.clients.end(&state.model, &expected, &found)
+            };
+            self.fail_on(judged);
+        }
+        Ok(())
+    }
+
+    fn fail_on(&self, judged: Result<(), Violation>) {
+        if let Err(violation) = judged {
+            self.hub.fail(violation);
+        }
+    }
+}
+
+/// The region that holds (or held) `key`; any one of the table for a key that nobody ever wrote.
+fn place(model: &crate::oracle::model::Model, table: &TableDef, key: &Key) -> RegionId {
+    let has = |region: &&engine::meta::catalog::RegionDef| {
+        model.region(region.id).is_some_and(|region| region.history(key).next().is_some())
+    };
+    table.regions.iter().find(has).or(table.regions.first()).map(|region| region.id).unwrap_or_default()
+}
+
+/// Each row with its key.
+pub fn keyed(table: &TableDef, rows: &RecordBatch) -> Vec<(Key, Row)> {
+    let keys = encode_keys(rows, &table.schema.key());
+    let row = |number: usize| rows.columns().iter().map(|column| Value::of_cell(column, number)).collect();
+    keys.into_iter().enumerate().map(|(number, key)| (key, row(number))).collect()
+}
+
+/// The columns of the table, in its order and types; what the batch lacks is NULL.
+pub fn as_rows(table: &TableDef, batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let schema = table.schema.to_arrow();
+    let columns = schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
+        Some(column) => cast(column, field.data_type()),
+        None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
+    });
+    RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn read(path: &Path, rows: Option<u64>, batch: u64) -> Result<Vec<RecordBatch>, String> {
+    let file = std::fs::File::open(path).map_err(|err| err.to_string())?;
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|err| err.to_string())?;
+    builder = builder.with_batch_size(usize::try_from(batch).unwrap_or(usize::MAX));
+    if let Some(rows) = rows {
+        builder = builder.with_limit(usize::try_from(rows).unwrap_or(usize::MAX));
+    }
+    let reader = builder.build().map_err(|err| err.to_string())?;
+    reader.collect::<Result<_, _>>().map_err(|err| err.to_string())
+}

@@ -1,0 +1,535 @@
+//! Where the run's events arrive: they extend the fingerprint, feed the model and the oracles, arm the rules, count for
+//! the claims and make the story. Everything here happens synchronously at the event; nothing here acts on the cluster:
+//! what a rule wants done goes to the run as a [`Strike`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::event::{Event, Listen};
+use engine::meta::catalog::TableDef;
+use engine::meta::{Command, MetaState};
+use engine::types::{NodeId, RegionId, ReplicaId};
+use tokio::sync::{mpsc, watch};
+
+use super::live::Live;
+use super::report::{Decided, Effect, Failure, StoryLine};
+use super::story::Story;
+use crate::oracle::model::Model;
+use crate::oracle::{ClientOracle, DiskImageOracle, Oracle, RaftOracle, ReplicaOracle, Violation};
+use crate::plan::Plan;
+use crate::scenario::condition::Condition;
+use crate::scenario::fault::Fault;
+use crate::scenario::happened::{Role, Tally};
+use crate::scenario::target::{Region, Regions};
+use crate::scenario::{Each, Rule};
+use crate::trace::Trace;
+
+/// Lines of what happened last that a failure shows.
+const AROUND: usize = 24;
+
+/// A rule has met its event: its fault is to be carried out.
+#[derive(Clone, Debug)]
+pub struct Strike {
+    /// Which rule, for reports.
+    pub rule: String,
+    /// After this.
+    pub after: Duration,
+    /// What.
+    pub fault: Fault,
+    /// What `it` stands for.
+    pub it: It,
+}
+
+/// What the event of a rule was about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct It {
+    /// Where it happened.
+    pub node: Option<NodeId>,
+    /// In which region.
+    pub region: Option<RegionId>,
+}
+
+/// See the module. Clones are the same hub.
+#[derive(Clone)]
+pub struct Hub(Arc<Shared>);
+
+struct Shared {
+    trace: Trace,
+    live: Arc<Live>,
+    state: Mutex<State>,
+    strikes: mpsc::UnboundedSender<Strike>,
+    /// Versions that were exchanged: their content is to be compared with the model.
+    swaps: mpsc::UnboundedSender<(NodeId, RegionId)>,
+    /// Counts events: what waits for a state of the cluster looks again when it changes.
+    pulse: watch::Sender<u64>,
+}
+
+/// What is known of the cluster from its events.
+pub struct State {
+    /// What every region must hold.
+    pub model: Model,
+    /// Judges what clients were told.
+    pub clients: ClientOracle,
+    /// Judges what disks hold.
+    pub images: DiskImageOracle,
+    /// What the claims of the scenario need.
+    pub tally: Tally,
+    /// What reviewers read.
+    pub story: Story,
+    oracles: Vec<Box<dyn Oracle>>,
+    leaders: BTreeMap<RegionId, (u64, ReplicaId)>,
+    replicas: BTreeMap<ReplicaId, (RegionId, NodeId)>,
+    tables: BTreeMap<u32, String>,
+    /// The catalog, by the same entries as on the nodes: names and places are known when they are decided.
+    meta: MetaState,
+    meta_applied: Option<u64>,
+    /// Rows proposed by the leader and not answered, by region.
+    pending: BTreeMap<RegionId, u64>,
+    rules: Vec<Armed>,
+    waits: Vec<(Condition, u64)>,
+    around: VecDeque<StoryLine>,
+    decided: Vec<Decided>,
+    failure: Option<(Failure, String)>,
+    rows: u64,
+    applied: BTreeMap<RegionId, u64>,
+    marks: BTreeMap<&'static str, u64>,
+    /// Replicas whose whole content was compared with the model.
+    pub compared: u64,
+}
+
+/// A rule with what it has counted.
+struct Armed {
+    rule: Rule,
+    met: BTreeMap<It, u64>,
+    struck: u64,
+}
+
+impl Hub {
+    /// A hub for `plan`, the strikes of its rules, and the versions to compare.
+    #[expect(clippy::type_complexity, reason = "two queues with their items")]
+    pub fn new(
+        plan: &Plan,
+        trace: Trace,
+        live: Arc<Live>,
+    ) -> (Hub, mpsc::UnboundedReceiver<Strike>, mpsc::UnboundedReceiver<(NodeId, RegionId)>) {
+        let (strikes, struck) = mpsc::unbounded_channel();
+        let (swaps, swapped) = mpsc::unbounded_channel();
+        let rules = plan.rules.iter().map(|rule| Armed { rule: rule.clone(), met: BTreeMap::new(), struck: 0 });
+        let state = State {
+            model: Model::default(),
+            clients: ClientOracle::default(),
+            images: DiskImageOracle::default(),
+            tally: Tally::new(&plan.expect.happened),
+            story: Story::default(),
+            oracles: vec![Box::new(RaftOracle::default()), Box::new(ReplicaOracle::default())],
+            leaders: BTreeMap::new(),
+            replicas: (1..=u64::from(plan.cluster.nodes))
+                .map(|node| (ReplicaId(node), (RegionId::META, NodeId(node))))
+                .collect(),
+            tables: BTreeMap::new(),
+            meta: MetaState::new(),
+            meta_applied: None,
+            pending: BTreeMap::new(),
+            rules: rules.collect(),
+            waits: Vec::new(),
+            around: VecDeque::new(),
+            decided: Vec::new(),
+            failure: None,
+            rows: 0,
+            applied: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            compared: 0,
+        };
+        let pulse = watch::Sender::new(0);
+        let shared = Shared { trace, live, state: Mutex::new(state), strikes, swaps, pulse };
+        (Hub(Arc::new(shared)), struck, swapped)
+    }
+
+    /// What is known now.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fingerprint's trace.
+    pub fn trace(&self) -> &Trace {
+        &self.0.trace
+    }
+
+    /// Hears of every change.
+    pub fn pulse(&self) -> watch::Receiver<u64> {
+        self.0.pulse.subscribe()
+    }
+
+    /// Something of the harness's own happened: a fault, a client's answer.
+    pub fn note(&self, kind: &'static str, text: &str) {
+        let at = now();
+        self.0.trace.event(at, 0, kind, text.as_bytes());
+        self.0.live.event(micros(at), 0, kind, 0, format_args!("{text}"));
+        self.state().remember(at, 0, text.to_string());
+        self.0.pulse.send_modify(|count| *count += 1);
+    }
+
+    /// Something that only the run could decide.
+    pub fn decide(&self, name: &str, value: &str) {
+        self.state().decided.push(Decided { name: name.to_string(), value: value.to_string() });
+        self.note("decided", &format!("{name} = {value}"));
+    }
+
+    /// An effect of faults.
+    pub fn effect(&self, effect: Effect, amount: u64) {
+        self.state().tally.effect(effect, amount);
+    }
+
+    /// A table exists (again): its regions and replicas are known from now on.
+    pub fn learn(&self, table: &TableDef) {
+        self.state().learn(table);
+    }
+
+    /// The run has failed; the first failure counts.
+    pub fn fail(&self, violation: Violation) {
+        let at = now();
+        self.state().fail(at, violation);
+        self.0.pulse.send_modify(|count| *count += 1);
+    }
+
+    /// A node lost its processes, and with `power` what its disk had not synced.
+    pub fn lost(&self, node: NodeId, power: bool) {
+        let mut state = self.state();
+        let tables = state.tables.clone();
+        let table = |id: u32| tables.get(&id).cloned();
+        let led: Vec<RegionId> = state.led_by(node);
+        let pending: Vec<(RegionId, u64)> = state.pending.iter().map(|(region, rows)| (*region, *rows)).collect();
+        for (region, rows) in pending {
+            let follows = state.replicas.values().any(|place| *place == (region, node));
+            if led.contains(&region) {
+                state.tally.lost(Role::Leader, &region.to_string(), rows, &table);
+                state.pending.remove(&region);
+            } else if follows {
+                state.tally.lost(Role::Follower, &region.to_string(), rows, &table);
+            }
+        }
+        for oracle in &mut state.oracles {
+            oracle.on_crash(node, power);
+        }
+        state.images.on_crash(node, power);
+        drop(state);
+        self.0.pulse.send_modify(|count| *count += 1);
+    }
+}
+
+impl Listen for Hub {
+    fn on_event(&self, node: NodeId, event: &Event) {
+        let at = now();
+        let payload = postcard::to_allocvec(event).expect("every event has an encoding");
+        self.0.trace.event(at, node.0, event.name(), &payload);
+        if self.0.live.records() {
+            let digest = u64::from(crc32fast::hash(&payload));
+            self.0.live.event(micros(at), node.0, event.name(), digest, format_args!("{}", line(event)));
+        }
+        let strikes = self.state().hear(at, node, event);
+        for strike in strikes {
+            // The run may be over already.
+            let _ = self.0.strikes.send(strike);
+        }
+        if let Event::VersionSwapped { region, .. } = event {
+            let _ = self.0.swaps.send((node, *region));
+        }
+        self.0.pulse.send_modify(|count| *count += 1);
+    }
+}
+
+impl State {
+    fn hear(&mut self, at: Duration, node: NodeId, event: &Event) -> Vec<Strike> {
+        match event {
+            Event::BecameLeader { region, replica, term } => {
+                if !self.pending.values().all(|rows| *rows == 0) {
+                    *self.marks.entry("an election while writes were unanswered").or_default() += 1;
+                }
+                let newest = self.leaders.entry(*region).or_default();
+                *newest = (*term, *replica).max(*newest);
+            }
+            Event::WriteProposed { region, rows, .. } => *self.pending.entry(*region).or_default() += rows,
+            Event::WriteAnswered { region, rows, .. } => {
+                let pending = self.pending.entry(*region).or_default();
+                *pending = pending.saturating_sub(*rows);
+            }
+            Event::Applied { region, log_id, sequence, .. } if *region != RegionId::META => {
+                let before = self.model.region(*region).map_or(0, |model| model.sequence().0);
+                if self.applied.get(region).is_none_or(|last| *last < log_id.index) {
+                    self.applied.insert(*region, log_id.index);
+                    self.rows += sequence.0.saturating_sub(before);
+                }
+            }
+            Event::SnapshotInstalled { .. } => {
+                *self.marks.entry("a snapshot was installed during a load").or_default() += 1;
+            }
+            Event::WriteRepeated { .. } => {
+                *self.marks.entry("a write was answered from the session").or_default() += 1;
+            }
+            Event::LogOpened { torn_bytes, .. } if *torn_bytes > 0 => {
+                *self.marks.entry("a torn tail was cut after a power loss").or_default() += 1;
+            }
+            _ => {}
+        }
+        self.follow_meta(event);
+        self.model.on_event(event);
+        self.images.on_event(node, event);
+        if is_worth_a_line(event) {
+            self.remember(at, node.0, line(event));
+        }
+        let State { oracles, .. } = self;
+        let violation = oracles.iter_mut().find_map(|oracle| oracle.on_event(at, node, event).err());
+        if let Some(violation) = violation {
+            self.fail(at, violation);
+        }
+        let tables = std::mem::take(&mut self.tables);
+        let table = |id: u32| tables.get(&id).cloned();
+        self.tally.event(node, event, &table);
+        self.story.hear(node, event, &table);
+        for (condition, count) in &mut self.waits {
+            *count += u64::from(condition.matches(node, event, &table, None));
+        }
+        let strikes = self.rules.iter_mut().filter_map(|armed| armed.hear(node, event, &table)).collect();
+        self.tables = tables;
+        strikes
+    }
+
+    fn learn(&mut self, table: &TableDef) {
+        self.tables.insert(table.id.0, table.name.clone());
+        for region in &table.regions {
+            self.replicas.extend(region.replicas.iter().map(|(replica, node)| (*replica, (region.id, *node))));
+        }
+        self.model.learn(table);
+    }
+
+    /// Follows the catalog: each of its entries counts once, whoever applies it first.
+    fn follow_meta(&mut self, event: &Event) {
+        let Event::Applied { region: RegionId::META, log_id, command, .. } = event else { return };
+        if self.meta_applied.is_some_and(|applied| applied >= log_id.index) {
+            return;
+        }
+        self.meta_applied = Some(log_id.index);
+        let Ok(command) = Command::decode(command) else { return };
+        self.meta.apply(command);
+        let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
+        for table in tables {
+            if self.tables.get(&table.id.0).is_none() {
+                self.learn(&table);
+            }
+        }
+    }
+
+    fn remember(&mut self, at: Duration, node: u64, text: String) {
+        if self.failure.is_some() {
+            return;
+        }
+        if self.around.len() == AROUND {
+            self.around.pop_front();
+        }
+        self.around.push_back(StoryLine { at_ms: at.as_millis() as u64, node, text });
+    }
+
+    fn fail(&mut self, at: Duration, violation: Violation) {
+        if self.failure.is_some() {
+            return;
+        }
+        let Violation { oracle, signature, evidence } = violation;
+        let failure = Failure {
+            oracle: oracle.to_string(),
+            what: signature.clone(),
+            at_ms: Some(at.as_millis() as u64),
+            evidence,
+            around: self.around.iter().cloned().collect(),
+        };
+        self.failure = Some((failure, format!("{oracle}: {signature}")));
+    }
+
+    /// What went wrong, and its signature.
+    pub fn failure(&self) -> Option<&(Failure, String)> {
+        self.failure.as_ref()
+    }
+
+    /// The leader of a region, as far as elections told.
+    pub fn leader(&self, region: RegionId) -> Option<NodeId> {
+        let (_, replica) = self.leaders.get(&region)?;
+        self.node_of(*replica)
+    }
+
+    /// Where a replica lives.
+    pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.replicas.get(&replica).map(|(_, node)| *node)
+    }
+
+    /// The replicas of a region and their nodes, by node.
+    pub fn replicas_of(&self, region: RegionId) -> Vec<(NodeId, ReplicaId)> {
+        let of_region = self.replicas.iter().filter(|(_, (id, _))| *id == region);
+        let mut places: Vec<_> = of_region.map(|(replica, (_, node))| (*node, *replica)).collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// Whether clients wait for rows that this node has proposed.
+    pub fn has_writes_pending(&self, node: NodeId) -> bool {
+        self.led_by(node).iter().any(|region| self.pending.get(region).is_some_and(|rows| *rows > 0))
+    }
+
+    /// The region that a scenario calls so; none: there is no such table (yet).
+    pub fn region(&self, name: &Region, it: It) -> Option<RegionId> {
+        match name {
+            Region::Meta => Some(RegionId::META),
+            Region::It => it.region,
+            Region::Of(table, number) => {
+                let id = self.tables.iter().filter(|(_, name)| *name == table).map(|(id, _)| *id).max()?;
+                Some(RegionId::new(engine::types::TableId(id), *number))
+            }
+        }
+    }
+
+    /// The regions that a scenario calls so.
+    pub fn regions(&self, names: &Regions) -> Vec<RegionId> {
+        let table = |id: u32| self.tables.get(&id).cloned();
+        let known: std::collections::BTreeSet<RegionId> = self.replicas.values().map(|(region, _)| *region).collect();
+        known.into_iter().filter(|region| names.contain(&region.to_string(), &table, None)).collect()
+    }
+
+    /// Whether clients can use the table: its making has ended.
+    pub fn is_published(&self, table: &str) -> bool {
+        self.meta.table(table).is_some()
+    }
+
+    /// Name of the table of a region.
+    pub fn table_name(&self, id: u32) -> Option<String> {
+        self.tables.get(&id).cloned()
+    }
+
+    /// Begins to count the events of `condition`; answers the counter.
+    pub fn count(&mut self, condition: &Condition) -> usize {
+        if let Some(at) = self.waits.iter().position(|(known, _)| known == condition) {
+            return at;
+        }
+        self.waits.push((condition.clone(), 0));
+        self.waits.len() - 1
+    }
+
+    /// How often the condition of the counter was met.
+    pub fn counted(&self, counter: usize) -> u64 {
+        self.waits[counter].1
+    }
+
+    /// How often the rule of that name struck.
+    pub fn struck(&self, rule: &str) -> u64 {
+        self.rules.iter().filter(|armed| armed.rule.name == rule).map(|armed| armed.struck).sum()
+    }
+
+    /// Rules that never struck, with what was seen.
+    pub fn idle_rules(&self) -> Vec<String> {
+        let idle = self.rules.iter().filter(|armed| armed.struck == 0);
+        idle.map(|armed| {
+            let met: u64 = armed.met.values().sum();
+            format!(
+                "rule \"{}\" never struck: {} met {met} times, wanted the {}th",
+                armed.rule.name, armed.rule.event, armed.rule.nth
+            )
+        })
+        .collect()
+    }
+
+    /// How often each oracle that listens judged something.
+    pub fn evaluations(&self) -> BTreeMap<String, u64> {
+        let listening = self.oracles.iter().map(|oracle| (oracle.name().to_string(), oracle.evaluations()));
+        let mut all: BTreeMap<String, u64> = listening.collect();
+        all.insert("clients".into(), self.clients.evaluations());
+        all.insert("disk_images".into(), self.images.evaluations());
+        all
+    }
+
+    /// What happened last.
+    pub fn around(&self) -> Vec<StoryLine> {
+        self.around.iter().cloned().collect()
+    }
+
+    /// What was decided during the run.
+    pub fn decided(&self) -> &[Decided] {
+        &self.decided
+    }
+
+    /// Situations that were reached.
+    pub fn marks(&self) -> BTreeMap<String, u64> {
+        self.marks.iter().map(|(mark, count)| ((*mark).to_string(), *count)).collect()
+    }
+
+    /// Rows committed.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn led_by(&self, node: NodeId) -> Vec<RegionId> {
+        self.leaders.keys().copied().filter(|region| self.leader(*region) == Some(node)).collect()
+    }
+}
+
+impl Armed {
+    fn hear(&mut self, node: NodeId, event: &Event, table: &dyn Fn(u32) -> Option<String>) -> Option<Strike> {
+        if !self.rule.event.matches(node, event, table, None) {
+            return None;
+        }
+        let region = event.region();
+        let it = It { node: Some(node), region };
+        let by = match &self.rule.each {
+            None => It::default(),
+            Some(Each::Node) => It { node: Some(node), region: None },
+            Some(Each::Region) => It { node: None, region },
+            Some(Each::RegionOf(name)) => {
+                let region = region.filter(|region| table(region.table().0).as_ref() == Some(name))?;
+                It { node: None, region: Some(region) }
+            }
+            Some(Each::Replica) => it,
+        };
+        let met = self.met.entry(by).or_default();
+        *met += 1;
+        if *met < self.rule.nth || *met >= self.rule.nth + self.rule.times {
+            return None;
+        }
+        self.struck += 1;
+        let after = self.rule.after.map_or(Duration::ZERO, |after| after.duration());
+        Some(Strike { rule: self.rule.name.clone(), after, fault: self.rule.fault.clone(), it })
+    }
+}
+
+/// Virtual time since the run began.
+pub fn now() -> Duration {
+    madsim::time::TimeHandle::try_current().map_or(Duration::ZERO, |time| time.elapsed())
+}
+
+fn micros(at: Duration) -> u64 {
+    u64::try_from(at.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Events that a person would want to see around a failure.
+fn is_worth_a_line(event: &Event) -> bool {
+    !matches!(
+        event,
+        Event::Appended { .. }
+            | Event::Durable { .. }
+            | Event::Committed { .. }
+            | Event::Applied { .. }
+            | Event::ManifestEdited { .. }
+            | Event::ManifestCheckpointed { .. }
+            | Event::WriteProposed { .. }
+            | Event::WriteAnswered { .. }
+    )
+}
+
+/// An event in one line, without its payloads.
+pub fn line(event: &Event) -> String {
+    let fields = Event::SCHEMA.iter().find(|(name, _)| *name == event.name()).map_or(&[][..], |(_, fields)| *fields);
+    let mut text = event.name().to_string();
+    for (field, kind) in fields.iter().filter(|(_, kind)| *kind != "Bytes") {
+        let value = event.field(field).unwrap_or_default();
+        let value =
+            if *kind == "Vec<(LogId, u64)>" { format!("{} entries", value.matches("LogId").count()) } else { value };
+        text.push_str(&format!(" {field}={value}"));
+    }
+    text
+}

@@ -1,0 +1,209 @@
+//! What a run says when it is over: plain data, from the worker to the runner, to files and to people.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::Outcome;
+
+/// The report of one seed of one scenario.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeedReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What kind of failure: the same for two seeds that fail in the same way. Empty: it passed.
+    pub signature: String,
+    /// Hash over everything that happened, 32 hex digits; empty if the run did not get that far.
+    pub fingerprint: String,
+    /// The fingerprint after so many events, ascending: where two runs part is found between two of them.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Events hashed.
+    pub events: u64,
+    /// How long it took, in virtual time.
+    pub virtual_ms: u64,
+    /// Time of processor that the worker took.
+    pub cpu_ms: u64,
+    /// The most memory that the worker had.
+    pub peak_memory_kb: u64,
+    /// Statements answered to clients.
+    pub ops: u64,
+    /// Rows committed, each counted once.
+    pub rows: u64,
+    /// How often each oracle evaluated something.
+    pub oracles: BTreeMap<String, u64>,
+    /// How much each fault did, by the name of an [`Effect`].
+    pub effects: BTreeMap<String, u64>,
+    /// How often each situation was reached that a sweep should reach.
+    pub marks: BTreeMap<String, u64>,
+    /// The rows of the scenario's `result` queries.
+    pub result: Vec<ResultRows>,
+    /// The story, as it is reviewed: no times, nodes by role.
+    pub story: Vec<String>,
+    /// What was decided during the run, by name.
+    pub decisions: Vec<Decided>,
+    /// What went wrong.
+    pub failure: Option<Failure>,
+}
+
+/// The fingerprint at one point of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Events before it.
+    pub events: u64,
+    /// Virtual time.
+    pub virtual_ms: u64,
+    /// The hash over them, 32 hex digits.
+    pub hash: String,
+}
+
+/// What one `result` query returned at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultRows {
+    /// The query.
+    pub query: String,
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// The rows as text, sorted.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Something that only the run could decide.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// What it was for.
+    pub name: String,
+    /// What it came to.
+    pub value: String,
+}
+
+/// What went wrong, where, and what shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The oracle that found it; empty if none did (a panic, a limit).
+    pub oracle: String,
+    /// One sentence.
+    pub what: String,
+    /// Virtual time, as far as it is known.
+    pub at_ms: Option<u64>,
+    /// Keys, what was expected, what was found.
+    pub evidence: Vec<String>,
+    /// What happened around it.
+    pub around: Vec<StoryLine>,
+}
+
+/// One line of what happened, for the columns of the failure screen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoryLine {
+    /// Virtual time.
+    pub at_ms: u64,
+    /// The node, from 1; 0: the harness itself (a fault, a client).
+    pub node: u64,
+    /// What.
+    pub text: String,
+}
+
+impl SeedReport {
+    /// A report of a run of which nothing is known but its outcome.
+    pub fn new(outcome: Outcome) -> SeedReport {
+        SeedReport {
+            outcome,
+            signature: String::new(),
+            fingerprint: String::new(),
+            checkpoints: Vec::new(),
+            events: 0,
+            virtual_ms: 0,
+            cpu_ms: 0,
+            peak_memory_kb: 0,
+            ops: 0,
+            rows: 0,
+            oracles: BTreeMap::new(),
+            effects: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            result: Vec::new(),
+            story: Vec::new(),
+            decisions: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// A report of a run that went wrong.
+    pub fn failed(outcome: Outcome, signature: impl Into<String>, what: impl Into<String>) -> SeedReport {
+        SeedReport::new(outcome).turned(outcome, signature, what)
+    }
+
+    /// The same run, judged anew.
+    pub fn turned(mut self, outcome: Outcome, signature: impl Into<String>, what: impl Into<String>) -> SeedReport {
+        self.outcome = outcome;
+        self.signature = signature.into();
+        let failure = self.failure.get_or_insert_default();
+        failure.what = what.into();
+        self
+    }
+}
+
+macro_rules! effects {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// What a fault did. A fault whose effect stayed zero tested nothing.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Effect {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Effect {
+            /// All, with the names that reports use.
+            pub const ALL: &'static [(Effect, &'static str)] = &[$((Effect::$name, $text)),*];
+
+            /// The name that reports use.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Effect::$name => $text),*
+                }
+            }
+        }
+    };
+}
+
+effects! {
+    /// Nodes that lost power.
+    PowerLosses = "power_losses",
+    /// Processes that died while the machine stayed up.
+    Crashes = "crashes",
+    /// Nodes that were stopped for a while.
+    Pauses = "pauses",
+    /// Leaders that were asked to hand over.
+    Transfers = "transfers",
+    /// Bytes that were written and not synced when the power went.
+    UnsyncedBytesLost = "unsynced_bytes_lost",
+    /// Sectors of which a write reached the disk in part.
+    SectorsTorn = "sectors_torn",
+    /// Renames and new files that were gone because their directory was not synced.
+    DirectoryEntriesLost = "directory_entries_lost",
+    /// Disk operations that failed.
+    IoErrors = "io_errors",
+    /// Writes that were refused for lack of space.
+    DiskFull = "disk_full_errors",
+    /// Disk operations that took long because of a fault.
+    Stalls = "stalls",
+    /// Connections that broke.
+    ConnectionsCut = "connections_cut",
+    /// Segments that were held back by a partition.
+    SegmentsHeld = "segments_held",
+    /// Requests that never arrived.
+    RequestsLost = "requests_lost",
+    /// Answers that never arrived.
+    AnswersLost = "answers_lost",
+    /// Clocks that were set wrong.
+    ClocksChanged = "clocks_changed",
+}
+
+/// The oracles of this issue, as reports and exemptions name them.
+pub const ORACLES: &[&str] = &["clients", "replicas", "raft", "disk_images", "liveness"];
+
+/// Situations that a sweep should reach; one that it never reached is named in the summary.
+pub const MARKS: &[&str] = &[
+    "an election while writes were unanswered",
+    "a snapshot was installed during a load",
+    "a torn tail was cut after a power loss",
+    "a write was answered from the session",
+    "a flush was cut off by a power loss",
+];

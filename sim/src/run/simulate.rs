@@ -1,0 +1,323 @@
+//! One run of a plan: the cluster, its clients and its faults; then calm, convergence, and the verdict.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::types::{NodeId, RegionId};
+use madsim::runtime::{Handle, Runtime};
+use tokio::sync::mpsc;
+
+use super::Setup;
+use super::clients::Clients;
+use super::hub::{Hub, It, Strike, now};
+use super::live::Live;
+use super::outcome::Outcome;
+use super::report::{Checkpoint, Failure, ResultRows, SeedReport};
+use super::steps::{Failed, Steps, check};
+use super::strike::Striker;
+use super::{watch, workload};
+use crate::cluster::Cluster;
+use crate::draw::Draws;
+use crate::plan::{Plan, PlannedFault};
+use crate::scenario::target::Regions;
+use crate::trace::{CHECKPOINT, Trace};
+
+/// Runs it. The caller's thread must be fresh.
+pub fn run(setup: &Setup, live: &Arc<Live>) -> SeedReport {
+    let plan = &setup.plan;
+    let runtime = Runtime::with_seed_and_config(plan.seed, madsim::Config::default());
+    let trace = Trace::new(false);
+    runtime.block_on(async {
+        let (hub, struck, swapped) = Hub::new(plan, trace, live.clone());
+        let known = hub.clone();
+        live.on_panic(move || summary(&known, SeedReport::new(Outcome::Panic)));
+        let mut run = Run { hub: hub.clone(), parts: None };
+        let until = setup.until.map(|until| until.duration());
+        let ended = tokio::select! {
+            biased;
+            () = failed(&hub) => Err(None),
+            () = sleep_or_never(until) => Err(Some(Failed { outcome: Outcome::Interrupted, what: "stopped as asked".into() })),
+            ended = run.all(plan, &setup.directory, struck, swapped) => ended.map_err(Some),
+            () = madsim::time::sleep(plan.budget.duration()) => {
+                let what = format!("the budget of {} of virtual time is used up", plan.budget);
+                Err(Some(Failed { outcome: Outcome::Liveness, what }))
+            }
+        };
+        run.report(plan, ended).await
+    })
+}
+
+async fn sleep_or_never(until: Option<Duration>) {
+    match until {
+        Some(until) => madsim::time::sleep(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn failed(hub: &Hub) {
+    let mut pulse = hub.pulse();
+    while hub.state().failure().is_none() {
+        if pulse.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct Run {
+    hub: Hub,
+    parts: Option<Parts>,
+}
+
+struct Parts {
+    cluster: Cluster,
+    clients: Clients,
+    striker: Striker,
+    result: Vec<ResultRows>,
+    liveness: u64,
+}
+
+impl Run {
+    async fn all(
+        &mut self,
+        plan: &Plan,
+        directory: &std::path::Path,
+        mut struck: mpsc::UnboundedReceiver<Strike>,
+        mut swapped: mpsc::UnboundedReceiver<(NodeId, RegionId)>,
+    ) -> Result<(), Failed> {
+        let draws = Draws::new(plan.seed);
+        let hub = self.hub.clone();
+        let trace = hub.trace().clone();
+        let broken = |err: engine::Error| Failed {
+            outcome: Outcome::Harness,
+            what: format!("the cluster does not start: {err}"),
+        };
+        let cluster =
+            Cluster::start(plan.cluster.nodes, &plan.cluster.options, &draws, &trace, &hub).await.map_err(broken)?;
+        cluster.bootstrap().await.map_err(broken)?;
+        let clients = Clients::new(cluster.clone(), hub.clone(), directory.to_path_buf());
+        let striker = Striker::new(cluster.clone(), hub.clone(), draws.clone());
+        self.parts = Some(Parts {
+            cluster: cluster.clone(),
+            clients: clients.clone(),
+            striker: striker.clone(),
+            result: Vec::new(),
+            liveness: 0,
+        });
+
+        madsim::task::spawn(sweep());
+        let by_rules = striker.clone();
+        madsim::task::spawn(async move {
+            while let Some(strike) = struck.recv().await {
+                let striker = by_rules.clone();
+                madsim::task::spawn(async move {
+                    if !strike.after.is_zero() {
+                        madsim::time::sleep(strike.after).await;
+                    }
+                    striker.strike(&strike.rule, &strike.fault, strike.it).await;
+                });
+            }
+        });
+        let (watched, seen) = (cluster.clone(), hub.clone());
+        madsim::task::spawn(async move {
+            let mut compared = 0;
+            while let Some((node, region)) = swapped.recv().await {
+                if watch::compare(&watched, &seen, node, region).await {
+                    compared += 1;
+                    seen.state().compared = compared;
+                }
+            }
+        });
+        for fault in plan.faults.clone() {
+            madsim::task::spawn(planned(striker.clone(), cluster.clone(), hub.clone(), fault));
+        }
+        for moment in 0..3 {
+            madsim::task::spawn(look(cluster.clone(), hub.clone(), draws.clone(), moment));
+        }
+
+        let mut working = Vec::new();
+        for planned in plan.workloads.clone() {
+            working.push(madsim::task::spawn(workload::run(clients.clone(), planned)));
+        }
+        let mut steps = Steps::new(cluster.clone(), hub.clone(), clients.clone(), striker.clone());
+        steps.run(&plan.steps).await?;
+        for working in working {
+            let ended = working.await.map_err(|err| err.to_string()).and_then(|ended| ended);
+            ended.map_err(|what| Failed { outcome: Outcome::Liveness, what })?;
+        }
+        self.close(plan).await
+    }
+
+    /// After the storm: everything is lifted, the replicas come together, and what is there is judged.
+    async fn close(&mut self, plan: &Plan) -> Result<(), Failed> {
+        let Some(Parts { cluster, clients, striker, result, liveness }) = &mut self.parts else { return Ok(()) };
+        self.hub.note("calm", "all faults are lifted");
+        striker.calm();
+        let options = cluster.options().clone();
+        // A few elections, reconnections and retries at their slowest, and the replay of what was missed.
+        let bound = Duration::from_millis(
+            10 * options.election_max_ms + 10 * options.retry_max_ms + 5 * options.rpc_timeout_ms + 60_000,
+        );
+        clients.learn().await.map_err(|err| Failed {
+            outcome: Outcome::Liveness,
+            what: format!("the catalog cannot be read after the faults are over: {err}"),
+        })?;
+        let regions: Vec<RegionId> = self.hub.state().regions(&Regions::All);
+        let deadline = now() + bound;
+        loop {
+            *liveness += 1;
+            let Some(why) = watch::apart(cluster, &self.hub, &regions).await else { break };
+            if now() > deadline {
+                let what = format!("not converged {} s after the faults were lifted: {why}", bound.as_secs());
+                return Err(Failed { outcome: Outcome::Liveness, what });
+            }
+            madsim::time::sleep(Duration::from_millis(200)).await;
+        }
+        if let Some((node, stop)) = cluster.stopped().first() {
+            return Err(Failed { outcome: Outcome::Safety, what: format!("{node} stopped by itself: {stop}") });
+        }
+        for region in &regions {
+            let replicas = self.hub.state().replicas_of(*region);
+            for (node, _) in replicas {
+                watch::compare(cluster, &self.hub, node, *region).await;
+            }
+        }
+        for node in cluster.ids() {
+            watch::look_at_disk(cluster, &self.hub, node).await;
+        }
+        let late = |err: engine::Error| Failed {
+            outcome: Outcome::Liveness,
+            what: format!("the tables cannot be read after the faults are over: {err}"),
+        };
+        clients.compare_all().await.map_err(late)?;
+        for query in &plan.expect.holds {
+            check(clients, query).await?;
+        }
+        for query in &plan.expect.result {
+            result.push(rows_of(clients, query).await?);
+        }
+        Ok(())
+    }
+
+    async fn report(self, plan: &Plan, ended: Result<(), Option<Failed>>) -> SeedReport {
+        let mut report = SeedReport::new(Outcome::Pass);
+        let mut evaluated = BTreeMap::new();
+        if let Some(parts) = &self.parts {
+            report.ops = parts.clients.answered();
+            report.effects = parts.striker.effects();
+            report.result = parts.result.clone();
+            evaluated.insert("liveness".to_string(), parts.liveness);
+        }
+        let mut report = summary(&self.hub, report);
+        report.oracles.extend(evaluated);
+        let state = self.hub.state();
+        if let Some((failure, signature)) = state.failure() {
+            report.outcome = Outcome::Safety;
+            report.signature = signature.clone();
+            report.failure = Some(failure.clone());
+            return report;
+        }
+        let failed = match ended {
+            Ok(()) => None,
+            Err(failed) => failed,
+        };
+        if let Some(Failed { outcome, what }) = failed {
+            let at_ms = Some(report.virtual_ms);
+            let signature = format!("{outcome}: {}", what.split([':', '\n']).next().unwrap_or_default());
+            let around = state.around();
+            report.failure = Some(Failure { oracle: String::new(), what, at_ms, evidence: Vec::new(), around });
+            report.outcome = outcome;
+            report.signature = signature;
+            return report;
+        }
+        let mut vacuous = state.idle_rules();
+        let regions_of = |table: &str| {
+            let of_table = state.model.tables().filter(|known| known.name == table).last();
+            of_table.map_or(1, |table| table.regions.len() as u32)
+        };
+        vacuous.extend(state.tally.unproved(&regions_of));
+        let exempt = |oracle: &String| plan.expect.exempt.iter().any(|exempt| exempt.oracle == *oracle);
+        let idle = report.oracles.iter().filter(|(oracle, count)| **count == 0 && !exempt(oracle));
+        vacuous.extend(idle.map(|(oracle, _)| format!("the oracle {oracle} judged nothing")));
+        if !vacuous.is_empty() {
+            let what = vacuous.join("; ");
+            return report.turned(Outcome::Vacuous, "vacuous", what);
+        }
+        report
+    }
+}
+
+fn summary(hub: &Hub, mut report: SeedReport) -> SeedReport {
+    let trace = hub.trace();
+    let state = hub.state();
+    report.fingerprint = trace.fingerprint().to_string();
+    report.events = trace.events();
+    let checkpoints = trace.checkpoints().into_iter().enumerate();
+    report.checkpoints = checkpoints
+        .map(|(at, hash)| Checkpoint { events: (at as u64 + 1) * CHECKPOINT, virtual_ms: 0, hash: hash.to_string() })
+        .collect();
+    report.virtual_ms = now().as_millis() as u64;
+    report.rows = state.rows();
+    report.oracles = state.evaluations();
+    report.marks = state.marks();
+    report.story = state.story.lines();
+    report.decisions = state.decided().to_vec();
+    report
+}
+
+/// madsim remembers every task until somebody asks how many there are.
+async fn sweep() {
+    loop {
+        madsim::time::sleep(Duration::from_secs(5)).await;
+        let _ = Handle::current().metrics().num_tasks();
+    }
+}
+
+/// A fault of a storm, at its moment or at the first one after it at which its victim has writes pending.
+async fn planned(striker: Striker, cluster: Cluster, hub: Hub, planned: PlannedFault) {
+    madsim::time::sleep(planned.at.duration()).await;
+    if planned.writes_pending {
+        let mut pulse = hub.pulse();
+        let patience = now() + Duration::from_secs(5);
+        while now() < patience {
+            let has = |node: &NodeId| hub.state().has_writes_pending(*node);
+            let targets = planned.fault.targets().into_iter();
+            let mut victims = targets.flat_map(|target| striker.would_hit(&planned.name, target));
+            if victims.any(|node| cluster.is_up(node) && has(&node)) {
+                break;
+            }
+            let _ = madsim::time::timeout(Duration::from_millis(500), pulse.changed()).await;
+        }
+    }
+    striker.strike(&planned.name, &planned.fault, It::default()).await;
+}
+
+/// Looks at a drawn disk at a drawn moment.
+async fn look(cluster: Cluster, hub: Hub, draws: Draws, moment: u64) {
+    let at = draws.range(format!("look/{moment}/at"), 200..20_000);
+    madsim::time::sleep(Duration::from_millis(at)).await;
+    if let Some(node) = draws.pick(format!("look/{moment}/node"), &cluster.ids()) {
+        watch::look_at_disk(&cluster, &hub, *node).await;
+    }
+}
+
+async fn rows_of(clients: &Clients, query: &str) -> Result<ResultRows, Failed> {
+    let wrong = |what: String| Failed { outcome: Outcome::Safety, what: format!("{query}: {what}") };
+    let output =
+        clients.execute("result", query, Duration::from_secs(60)).await.map_err(|err| wrong(err.to_string()))?;
+    let engine::frontend::Output::Rows { schema, batches } = output else { return Err(wrong("is no query".into())) };
+    let columns = schema.fields().iter().map(|field| field.name().clone()).collect();
+    let mut rows = Vec::new();
+    for batch in &batches {
+        let options = arrow::util::display::FormatOptions::default().with_null("NULL");
+        let cells: Result<Vec<_>, _> = batch
+            .columns()
+            .iter()
+            .map(|column| arrow::util::display::ArrayFormatter::try_new(column.as_ref(), &options))
+            .collect();
+        let cells = cells.map_err(|err| wrong(err.to_string()))?;
+        rows.extend((0..batch.num_rows()).map(|row| cells.iter().map(|cell| cell.value(row).to_string()).collect()));
+    }
+    rows.sort();
+    Ok(ResultRows { query: query.to_string(), columns, rows })
+}

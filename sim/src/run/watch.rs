@@ -1,0 +1,130 @@
+//! Looks at the cluster while and after it runs: disks after a power loss, the content of replicas, convergence.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use engine::region::request::{ReplicaStatus, ScanRequest};
+use engine::server::message::{Request, Response};
+use engine::types::{Key, NodeId, RegionId, Value, decode_batch, encode_keys};
+
+use super::hub::Hub;
+use crate::cluster::Cluster;
+use crate::oracle::model::Row;
+use crate::oracle::{Violation, images};
+
+/// What looks at one replica waits at most so long for an answer: it may be paused, or its disk may stall.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Opens what a power failure would leave of the node's disk now, and holds it against what the node has promised.
+pub async fn look_at_disk(cluster: &Cluster, hub: &Hub, node: NodeId) {
+    let image = cluster.disk(node).power_failure_image();
+    let promises = hub.state().images.promises(node);
+    let options = cluster.options().clone();
+    let checked = images::check(node, image.mount(), &options, &promises).await;
+    hub.state().images.evaluated();
+    if let Err(violation) = checked {
+        hub.fail(violation);
+    }
+}
+
+/// The replica of `region` on `node`, as it says of itself; none if it cannot answer now.
+pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option<ReplicaStatus> {
+    let request = Request::Status { region: Some(region) };
+    match cluster.ask(node, request, LOOK).await {
+        Ok(Response::Status(mut statuses)) => statuses.pop(),
+        _ => None,
+    }
+}
+
+/// Compares what the replica of `region` on `node` returns for everything with the model, at its newest sequence.
+/// Whether there was something to compare.
+pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) -> bool {
+    let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else {
+        return false;
+    };
+    let Some(status) = status(cluster, node, region).await else { return false };
+    let mut found: BTreeMap<Key, Row> = BTreeMap::new();
+    let mut after = None;
+    let schema = table.schema.to_arrow();
+    loop {
+        let scan = ScanRequest {
+            schema_version: table.schema.version,
+            columns: table.schema.columns().iter().map(|column| column.name.clone()).collect(),
+            upto: Some(status.sequence),
+            after,
+            ..ScanRequest::default()
+        };
+        let page = match cluster.ask(node, Request::Scan { region, scan }, LOOK).await {
+            Ok(Response::Scan(page)) => page,
+            Err(engine::Error::Damaged { file, message }) => {
+                hub.fail(violation("a replica cannot be read", vec![format!("{region} on {node}: {file}: {message}")]));
+                return true;
+            }
+            // It is on its way down, or waits for a disk.
+            _ => return false,
+        };
+        for batch in &page.batches {
+            let Ok(rows) = decode_batch(batch, &schema) else {
+                hub.fail(violation("a replica returns something else than rows", vec![format!("{region} on {node}")]));
+                return true;
+            };
+            for (number, key) in encode_keys(&rows, &table.schema.key()).into_iter().enumerate() {
+                let row = rows.columns().iter().map(|column| Value::of_cell(column, number)).collect();
+                found.insert(key, row);
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let difference = {
+        let state = hub.state();
+        let Some(model) = state.model.region(region) else { return found.is_empty() };
+        let mut missing = model.visible(status.sequence).filter(|(key, row)| found.get(*key) != Some(*row));
+        let missing = missing
+            .next()
+            .map(|(key, row)| vec![format!("expected {key:?} {row:?}"), format!("found {:?}", found.get(key))]);
+        missing.or_else(|| {
+            let expected: BTreeMap<&Key, &Row> = model.visible(status.sequence).collect();
+            let extra = found.iter().find(|(key, _)| !expected.contains_key(key));
+            extra.map(|(key, row)| vec![format!("found {key:?} {row:?}"), "expected no such row".to_string()])
+        })
+    };
+    if let Some(mut evidence) = difference {
+        evidence.insert(0, format!("{} of {region} on {node} at {}", status.replica, status.sequence));
+        hub.fail(violation("a replica's content is not what its log says", evidence));
+    }
+    true
+}
+
+/// Whether every replica of `regions` runs, has applied the same entry and knows the same leader. Else: who does not.
+pub async fn apart(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) -> Option<String> {
+    for region in regions {
+        let replicas = hub.state().replicas_of(*region);
+        let mut first: Option<ReplicaStatus> = None;
+        for (node, replica) in replicas {
+            let Some(status) = status(cluster, node, *region).await else {
+                return Some(format!("replica {replica} of {region} on {node} does not answer"));
+            };
+            if status.leader.is_none() {
+                return Some(format!("replica {replica} of {region} on {node} knows no leader"));
+            }
+            match &first {
+                None => first = Some(status),
+                Some(one) if one.applied == status.applied && one.leader == status.leader => {}
+                Some(one) => {
+                    return Some(format!(
+                        "{region}: {} is at {:?} under {:?}, {} at {:?} under {:?}",
+                        one.replica, one.applied, one.leader, status.replica, status.applied, status.leader
+                    ));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn violation(signature: &str, evidence: Vec<String>) -> Violation {
+    Violation { oracle: "replicas", signature: signature.to_string(), evidence }
+}

@@ -1,0 +1,8 @@
+//! The runner's side: which seeds, in which processes, judged how.
+
+pub mod judge;
+pub mod pool;
+pub mod process;
+pub mod project;
+pub mod seeds;
+pub mod sweep;
