@@ -254,7 +254,9 @@ async fn a_torn_tail_is_cut_and_said() {
         let heard = Arc::new(Heard::default());
         let events = Events::heard_by(NodeId(1), heard.clone());
         let log = Log::open(Arc::new(disk.clone()), "log", &Options::default(), events).await.unwrap();
-        assert_eq!(heard.take(), [Event::LogOpened { segments: 1, torn_bytes: 57 - cut as u64 }]);
+        let opened = Event::LogOpened { segments: 1, torn_bytes: 57 - cut as u64 };
+        let found = Event::Durable { replica: ReplicaId(1), upto: id(1, 0) };
+        assert_eq!(heard.take(), [opened, found]);
         assert_eq!(read_all(&log, 1).await, entries(1, 0..1));
         log.replica(ReplicaId(1)).append(entries(2, 1..2)).await.unwrap();
         let log = open(&disk.start(), &Options::default()).await.unwrap();
