@@ -186,7 +186,8 @@ impl Striker {
                 }
                 !nodes.is_empty()
             }
-            // Refused when the scenario is read: a wiped replica comes back under a new id, by replacement.
+            // A wiped replica has to come back under a new id, which replacement will do: until then nothing is hit, and a
+            // rule or step that wipes shows as having hit nobody.
             Fault::Wipe(_) => false,
             Fault::Option(changes) => self.set_options(changes),
         }
