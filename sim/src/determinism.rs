@@ -248,9 +248,7 @@ mod tests {
         }
     }
 
-    // Needs the copies in sim/vendor, which are switched on in the workspace's Cargo.toml under [patch.crates-io].
     #[test]
-    #[ignore = "the copies of foldhash are not switched on yet"]
     fn maps_of_hashbrown_have_the_same_order_in_every_process() {
         let first = child("child_with_foldhash", 0);
         for padding in [1, 100, 5000, 9999] {
