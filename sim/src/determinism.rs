@@ -1,137 +1,19 @@
 //! What makes two processes equal that run the same seed.
 //!
-//! Three sources of difference are left when time, network, disk and randomness are simulated: hashers whose seeds come
-//! from addresses or the system, addresses themselves, and the environment. Hence a worker
-//! 1. starts itself anew, once, with fixed addresses and no environment, where the system allows it ([`fix_addresses`]);
-//! 2. limits itself ([`limit`]);
-//! 3. gives ahash fixed seeds ([`settle`]) before anything has made a map.
+//! When time, network, disk and randomness are simulated, hashers are left whose seeds come from addresses or from the
+//! system. Of those in the tree
+//! - ahash is given fixed seeds here ([`settle`]), before anything has made a map;
+//! - foldhash (hashbrown's default) is replaced by the copies in `sim/vendor`;
+//! - `std`'s is seeded by madsim, from the seed, on the thread of the simulation; it counts the maps made on a thread, so
+//!   their order may change with the number of maps made before.
 //!
-//! Of the hashers in the tree: ahash is settled here. foldhash (hashbrown's default) is replaced by the copies in
-//! `sim/vendor`. `std`'s is seeded by madsim, from the seed, on the thread of the simulation; it counts the maps
-//! made on a thread, so their order may change with the number of maps made before.
+//! Not here: the limits of a worker (`worker`), its environment, directory and addresses (`runner::process`).
 
 use std::fmt;
-use std::io;
 use std::thread;
-
-/// Set in the process that [`fix_addresses`] starts, so that it does not start another one.
-const STARTED_ANEW: &str = "SIM_STARTED_ANEW";
 
 /// The seed of the small simulation in which ahash takes its keys. Any will do.
 const KEYS: u64 = 0x5eed_bed0;
-
-/// Whether every process has its memory at the same addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Addresses {
-    /// They are the same in every process.
-    Fixed,
-    /// The system places memory at random and does not let itself be told otherwise. Runs are equal all the same.
-    Random,
-}
-
-/// Starts this program anew with the same arguments, fixed addresses and an empty environment, and does not return from
-/// the old one. In the new one, or where the system refuses, it returns. To be called first of all in a worker's
-/// `main`, while there is one thread.
-pub fn fix_addresses() -> Addresses {
-    if addresses_are_fixed() {
-        return Addresses::Fixed;
-    }
-    if std::env::var_os(STARTED_ANEW).is_some() || !ask_for_fixed_addresses() {
-        return Addresses::Random;
-    }
-    // Returns only if it failed; then everything is as it was but for the flag, which matters to children only.
-    let _ = start_anew();
-    Addresses::Random
-}
-
-#[cfg(target_os = "linux")]
-fn start_anew() -> io::Error {
-    use std::os::unix::process::CommandExt;
-    let mut args = std::env::args_os();
-    let mut command = std::process::Command::new("/proc/self/exe");
-    if let Some(name) = args.next() {
-        command.arg0(name);
-    }
-    command.args(args).env_clear().env(STARTED_ANEW, "1").exec()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn start_anew() -> io::Error {
-    io::ErrorKind::Unsupported.into()
-}
-
-#[cfg(target_os = "linux")]
-fn personality(persona: libc::c_ulong) -> libc::c_int {
-    #[expect(unsafe_code, reason = "a system call without pointers")]
-    unsafe {
-        libc::personality(persona)
-    }
-}
-
-/// Asks for the persona, changing nothing.
-#[cfg(target_os = "linux")]
-const ASK: libc::c_ulong = 0xffff_ffff;
-
-#[cfg(target_os = "linux")]
-fn addresses_are_fixed() -> bool {
-    let persona = personality(ASK);
-    persona >= 0 && persona & libc::ADDR_NO_RANDOMIZE != 0
-}
-
-#[cfg(target_os = "linux")]
-fn ask_for_fixed_addresses() -> bool {
-    let persona = personality(ASK);
-    persona >= 0
-        && personality((persona | libc::ADDR_NO_RANDOMIZE) as libc::c_ulong) >= 0
-        // Some sandboxes take the call and do nothing.
-        && addresses_are_fixed()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn addresses_are_fixed() -> bool {
-    false
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_fixed_addresses() -> bool {
-    false
-}
-
-/// What a worker may use at most; no limit where none is given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Address space in bytes; what exceeds it fails to allocate, which aborts.
-    pub memory: Option<u64>,
-    /// Time of the processor in seconds; then the process is killed.
-    pub cpu_seconds: Option<u64>,
-    /// Stack of the first thread in bytes.
-    pub stack: Option<u64>,
-}
-
-/// Limits this process, and forbids core files: a worker that dies is an outcome, not an accident.
-#[cfg(unix)]
-pub fn limit(limits: Limits) -> io::Result<()> {
-    set_limit(libc::RLIMIT_CORE, Some(0))?;
-    set_limit(libc::RLIMIT_AS, limits.memory)?;
-    set_limit(libc::RLIMIT_CPU, limits.cpu_seconds)?;
-    set_limit(libc::RLIMIT_STACK, limits.stack)
-}
-
-#[cfg(unix)]
-fn set_limit(resource: libc::__rlimit_resource_t, most: Option<u64>) -> io::Result<()> {
-    let Some(most) = most else { return Ok(()) };
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    #[expect(unsafe_code, reason = "the system fills a struct of ours")]
-    let asked = unsafe { libc::getrlimit(resource, &raw mut limit) };
-    if asked != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // The hard limit stays: lowering it could not be taken back, raising it is not allowed.
-    limit.rlim_cur = most.min(limit.rlim_max);
-    #[expect(unsafe_code, reason = "the system reads a struct of ours")]
-    let set = unsafe { libc::setrlimit(resource, &raw const limit) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
 
 /// Something made a map before [`settle`]: its order, and all after it, differ from process to process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,16 +104,6 @@ mod tests {
 
     #[test]
     #[ignore = "run by others as a child process"]
-    fn child_with_fixed_addresses() {
-        let addresses = fix_addresses();
-        settle().unwrap();
-        limit(Limits { memory: Some(8 << 30), cpu_seconds: Some(60), stack: Some(8 << 20) }).unwrap();
-        let address = &raw const addresses as usize;
-        println!("{}\naddress, in order: {addresses:?} {address:x}", order::<ahash::RandomState>());
-    }
-
-    #[test]
-    #[ignore = "run by others as a child process"]
     fn child_with_foldhash() {
         let (one, two) = (order::<foldhash_0_1::fast::RandomState>, order::<foldhash_0_2::fast::RandomState>);
         assert_eq!((one(), two()), (one(), two()), "every map has the same seed");
@@ -253,19 +125,6 @@ mod tests {
         let first = child("child_with_foldhash", 0);
         for padding in [1, 100, 5000, 9999] {
             assert_eq!(child("child_with_foldhash", padding), first);
-        }
-    }
-
-    #[test]
-    fn a_process_that_is_started_anew_has_fixed_addresses_where_the_system_allows_it() {
-        let first = child("child_with_fixed_addresses", 0);
-        for padding in [1, 5000] {
-            let other = child("child_with_fixed_addresses", padding);
-            if first.contains("Fixed") {
-                assert_eq!(other, first, "addresses and all");
-            } else {
-                assert_eq!(other.lines().next(), first.lines().next());
-            }
         }
     }
 }

@@ -28,6 +28,10 @@ pub struct Plan {
     pub title: String,
     /// The seed: of task order, and of whatever the run draws by name.
     pub seed: u64,
+    /// So many numbers are drawn from the scheduler's stream before the run: it schedules otherwise then, with the same
+    /// faults, delays and data. What is reviewed must not depend on it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stir: u64,
     /// Virtual time after which the run has failed.
     pub budget: Period,
     /// The nodes.
@@ -78,6 +82,10 @@ pub struct PlannedFault {
     pub fault: Fault,
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl Plan {
     /// Makes every choice of `scenario` for `seed`.
     pub fn resolve(scenario: &Scenario, seed: u64) -> Plan {
@@ -99,6 +107,7 @@ impl Plan {
             scenario: scenario.name.clone(),
             title: scenario.title.clone(),
             seed,
+            stir: 0,
             budget: scenario.budget,
             cluster: scenario.cluster.clone(),
             expect: scenario.expect.clone(),

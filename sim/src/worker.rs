@@ -96,6 +96,7 @@ pub fn main() -> ExitCode {
 }
 
 fn work() -> Result<(), String> {
+    crate::determinism::settle().map_err(|err| err.to_string())?;
     let mut messages = take_stdout()?;
     // A worker whose runner is gone serves nobody. Elsewhere than on Linux it would end with its seed.
     #[cfg(target_os = "linux")]

@@ -28,6 +28,9 @@ pub(super) struct Replay {
     /// Stop at this virtual time.
     #[arg(long, value_name = "TIME")]
     until: Option<Period>,
+    /// Schedule otherwise: draw so many numbers first. What is reviewed must stay the same.
+    #[arg(long, value_name = "N")]
+    stir: Option<u64>,
     /// Keep a log: a level, or a filter like `engine::raft=trace`.
     #[arg(long, value_name = "LEVEL")]
     trace: Option<String>,
@@ -62,7 +65,13 @@ impl Replay {
         if node.is_some() && self.trace.is_none() {
             return Err(Failure::usage("--node goes with --trace: it picks lines of the log"));
         }
-        let subject = self.subject(&project)?;
+        let mut subject = self.subject(&project)?;
+        if let Some(stir) = self.stir {
+            subject.plan.stir = stir;
+            subject.command.push_str(&format!(" --stir {stir}"));
+            // It is another run than the one that was kept.
+            subject.before = None;
+        }
         let stop = stop_on_signals()?;
         let directory = self.work.directory(&project)?;
         let sweep = self.work.sweep(&project, &[], &directory)?;

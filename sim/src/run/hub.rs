@@ -374,6 +374,20 @@ impl State {
         self.led_by(node).iter().any(|region| self.pending.get(region).is_some_and(|rows| *rows > 0))
     }
 
+    /// How the region of a rule's event stands now, in words that are the same in every run.
+    pub fn hit(&self, it: It) -> Option<String> {
+        let region = it.region?;
+        let name = match self.tables.get(&region.table().0) {
+            Some(table) => format!("{table}/{}", region.number()),
+            None => region.to_string(),
+        };
+        let waits = self.pending.get(&region).is_some_and(|rows| *rows > 0);
+        Some(format!(
+            "{name}, {}",
+            if waits { "when rows were unacknowledged" } else { "when no row was unacknowledged" }
+        ))
+    }
+
     /// The region that a scenario calls so; none: there is no such table (yet).
     pub fn region(&self, name: &Region, it: It) -> Option<RegionId> {
         match name {

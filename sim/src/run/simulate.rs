@@ -29,6 +29,10 @@ pub fn run(setup: &Setup, live: &Arc<Live>) -> SeedReport {
     let runtime = Runtime::with_seed_and_config(plan.seed, madsim::Config::default());
     let trace = Trace::new(false);
     runtime.block_on(async {
+        for _ in 0..plan.stir {
+            let _: u64 = madsim::rand::random();
+            tokio::task::yield_now().await;
+        }
         let (hub, struck, swapped) = Hub::new(plan, trace, live.clone());
         let known = hub.clone();
         live.on_panic(move || summary(&known, SeedReport::new(Outcome::Panic)));
@@ -110,11 +114,16 @@ impl Run {
         madsim::task::spawn(async move {
             while let Some(strike) = struck.recv().await {
                 let striker = by_rules.clone();
+                // As it stood at the event: a fault may strike later, and others before it.
+                let seen = by_rules.hub().state().hit(strike.it);
                 madsim::task::spawn(async move {
                     if !strike.after.is_zero() {
                         madsim::time::sleep(strike.after).await;
                     }
-                    striker.strike(&strike.rule, &strike.fault, strike.it).await;
+                    if striker.strike(&strike.rule, &strike.fault, strike.it).await {
+                        let what = strike.fault.to_string();
+                        striker.hub().state().story.fault(&strike.rule, what, seen);
+                    }
                 });
             }
         });

@@ -61,8 +61,8 @@ impl Steps {
     async fn step(&mut self, step: &Step) -> Result<(), Failed> {
         let at_line = |failed: Failed| Failed { what: format!("line {}: {}", step.line, failed.what), ..failed };
         match &step.action {
-            Action::Sql(statement) => self.sql(statement).await.map_err(at_line)?,
-            Action::Load(load) => self.load(load).await.map_err(at_line)?,
+            Action::Sql(statement) => self.sql(step.line, statement).await.map_err(at_line)?,
+            Action::Load(load) => self.load(step.line, load).await.map_err(at_line)?,
             Action::Join(name) => {
                 let Some(started) = self.started.remove(name) else {
                     return Err(at_line(wrong(format!("nothing was started as {name:?}"))));
@@ -79,7 +79,11 @@ impl Steps {
                     }
                 }
             }
-            Action::Fault(fault) => self.striker.strike("step", fault, It::default()).await,
+            Action::Fault(fault) => {
+                let struck = self.striker.strike("step", fault, It::default()).await;
+                let told = if struck { fault.to_string() } else { format!("{fault}: nobody to hit") };
+                self.hub.state().story.step(step.line, told);
+            }
         }
         self.hub.note("step", &format!("step of line {} done", step.line));
         Ok(())
@@ -89,13 +93,13 @@ impl Steps {
         started.await.map_err(|err| wrong(format!("{name}: {err}")))?
     }
 
-    async fn sql(&mut self, statement: &Statement) -> Result<(), Failed> {
+    async fn sql(&mut self, line: u32, statement: &Statement) -> Result<(), Failed> {
         let (clients, cluster, hub) = (self.clients.clone(), self.cluster.clone(), self.hub.clone());
         let node = statement
             .node
             .as_ref()
             .and_then(|target| self.striker.nodes("sql", target, It::default()).first().copied());
-        let task = run_statement(clients, cluster, hub, statement.clone(), node);
+        let task = run_statement(clients, cluster, hub, line, statement.clone(), node);
         match &statement.start {
             None => task.await,
             Some(name) => {
@@ -105,8 +109,8 @@ impl Steps {
         }
     }
 
-    async fn load(&mut self, load: &Load) -> Result<(), Failed> {
-        let task = run_load(self.clients.clone(), self.hub.clone(), load.clone());
+    async fn load(&mut self, line: u32, load: &Load) -> Result<(), Failed> {
+        let task = run_load(self.clients.clone(), self.hub.clone(), line, load.clone());
         match &load.start {
             None => task.await,
             Some(name) => {
@@ -201,6 +205,7 @@ async fn run_statement(
     clients: Clients,
     cluster: Cluster,
     hub: Hub,
+    line: u32,
     statement: Statement,
     node: Option<engine::types::NodeId>,
 ) -> Result<(), Failed> {
@@ -229,7 +234,7 @@ async fn run_statement(
         Err(err) => format!("{}: {}", head(&statement.sql), err.code()),
     };
     hub.note("answer", &told);
-    hub.state().story.step(told);
+    hub.state().story.step(line, told);
     match (answer, &statement.error) {
         (Ok(rows), None) => {
             if let (Some(wanted), found) = (statement.rows, rows)
@@ -253,7 +258,7 @@ async fn run_statement(
     Ok(())
 }
 
-async fn run_load(clients: Clients, hub: Hub, load: Load) -> Result<(), Failed> {
+async fn run_load(clients: Clients, hub: Hub, line: u32, load: Load) -> Result<(), Failed> {
     if let Some(column) = load.casts.keys().next() {
         let what =
             format!("load: casts.{column}: columns are cast to the table's types; other casts are not available yet");
@@ -278,7 +283,7 @@ async fn run_load(clients: Clients, hub: Hub, load: Load) -> Result<(), Failed> 
     }
     let told = format!("load of {}: {rows} rows", load.table);
     hub.note("answer", &told);
-    hub.state().story.step(told);
+    hub.state().story.step(line, told);
     Ok(())
 }
 

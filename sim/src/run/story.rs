@@ -1,41 +1,67 @@
-//! The story of a run, as reviewers read it: per object its milestones in order, nothing of times, ids, terms or of how
-//! objects interleave; counts as 0, 1 or many. Equal for two runs that did the same, whatever the scheduler did between.
+//! The story of a run, as reviewers read it: what came of each step, whom each fault hit, and how each region fared.
+//!
+//! Equal for two runs that did the same, whatever the scheduler did between: no time, id, term or node is in it, nothing
+//! of how objects interleave, and no election; counts are 0, 1 or many. What a fault hit has the fault's name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::event::Event;
-use engine::types::{NodeId, RegionId};
+use engine::types::{NodeId, RegionId, ReplicaId};
 
 /// Collects milestones while the run goes on.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
-    /// What the steps did, in order.
-    steps: Vec<String>,
-    /// What faults did, by the name that the plan gives them.
-    faults: Vec<String>,
-    /// By table: how its regions fared.
+    /// What each step came to, by its line in the scenario: one that is repeated may come to several things.
+    steps: BTreeMap<u32, BTreeMap<String, u64>>,
+    /// By name.
+    faults: BTreeMap<String, FaultStory>,
     regions: BTreeMap<RegionId, Milestones>,
     tables: BTreeMap<u32, String>,
+    /// Replicas that were opened once.
+    known: BTreeSet<ReplicaId>,
+    /// The entry that a replica must apply next, since it was opened or got another's state.
+    next: BTreeMap<ReplicaId, u64>,
+    /// Whether a fault makes clients resend what was applied.
+    answers_are_lost: bool,
     repeated: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct FaultStory {
+    what: String,
+    /// Regions that it was aimed at by the event of its rule, and how they were hit.
+    hit: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Milestones {
     flushes: u64,
     snapshots: u64,
+    /// Replicas that were there before and were opened again.
+    opened: u64,
+    /// Of those: how many had files.
+    with_files: u64,
+    /// How many of those, and of the ones that got another's state, began with another entry than the one past what they
+    /// had in files.
+    resumed_elsewhere: u64,
 }
 
 impl Story {
-    /// A step ended.
-    pub fn step(&mut self, what: String) {
-        self.steps.push(what);
+    /// The step of that line came to `what`.
+    pub fn step(&mut self, line: u32, what: String) {
+        *self.steps.entry(line).or_default().entry(what).or_default() += 1;
     }
 
-    /// A fault struck.
-    pub fn fault(&mut self, what: String) {
-        if !self.faults.contains(&what) {
-            self.faults.push(what);
-        }
+    /// The fault `name` struck; `hit` says whom and how, in words that are the same in every run.
+    pub fn fault(&mut self, name: &str, what: String, hit: Option<String>) {
+        let story = self.faults.entry(name.to_string()).or_default();
+        story.what = what;
+        story.hit.extend(hit);
+    }
+
+    /// From now on writes are resent because answers are lost, not by accident.
+    pub fn answers_are_lost(&mut self) {
+        self.answers_are_lost = true;
     }
 
     /// Notes what is a milestone.
@@ -44,9 +70,25 @@ impl Story {
         if let Some(name) = table(region.table().0) {
             self.tables.insert(region.table().0, name);
         }
+        let milestones = self.regions.entry(region).or_default();
         match event {
-            Event::FlushFinished { .. } => self.regions.entry(region).or_default().flushes += 1,
-            Event::SnapshotInstalled { .. } => self.regions.entry(region).or_default().snapshots += 1,
+            Event::FlushFinished { .. } => milestones.flushes += 1,
+            Event::ReplicaOpened { replica, flushed, .. } => {
+                if !self.known.insert(*replica) {
+                    milestones.opened += 1;
+                    milestones.with_files += u64::from(flushed.is_some());
+                }
+                self.next.insert(*replica, flushed.map_or(0, |flushed| flushed.index + 1));
+            }
+            Event::SnapshotInstalled { replica, last, .. } => {
+                milestones.snapshots += 1;
+                self.next.insert(*replica, last.index + 1);
+            }
+            Event::Applied { replica, log_id, .. } => {
+                if let Some(next) = self.next.remove(replica) {
+                    milestones.resumed_elsewhere += u64::from(next != log_id.index);
+                }
+            }
             Event::WriteRepeated { .. } => self.repeated += 1,
             _ => {}
         }
@@ -54,14 +96,40 @@ impl Story {
 
     /// The lines to review.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.steps.iter().map(|step| format!("step: {step}")).collect();
-        let mut faults = self.faults.clone();
-        faults.sort_unstable();
-        lines.extend(faults.iter().map(|fault| format!("fault: {fault}")));
+        let mut lines = Vec::new();
+        for (came, times) in self.steps.values().flatten() {
+            let times = if *times == 1 { "" } else { " (many times)" };
+            lines.push(format!("step: {came}{times}"));
+        }
+        for (name, fault) in &self.faults {
+            lines.push(format!("fault {name}: {}", fault.what));
+            lines.extend(fault.hit.iter().map(|hit| format!("  {hit}")));
+        }
+        if self.answers_are_lost {
+            lines.push(format!("resent writes that were answered from the session: {}", many(self.repeated)));
+        }
         for (region, milestones) in &self.regions {
             let Some(table) = self.tables.get(&region.table().0) else { continue };
-            let name = format!("{table}/{}", region.number());
-            lines.push(format!("{name}: snapshots installed: {}", many(milestones.snapshots)));
+            lines.push(format!("region {table}/{}", region.number()));
+            lines.extend(milestones.lines().into_iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+}
+
+impl Milestones {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("flushed: {}", many(self.flushes))];
+        if self.opened > 0 {
+            let (opened, files) = (many(self.opened), many(self.with_files));
+            lines.push(format!("opened again: {opened}, with files: {files}"));
+        }
+        if self.snapshots > 0 {
+            lines.push(format!("snapshots installed: {}", many(self.snapshots)));
+        }
+        if self.opened > 0 || self.snapshots > 0 {
+            let always = if self.resumed_elsewhere == 0 { "yes" } else { "no" };
+            lines.push(format!("resumed one past what is in files: {always}"));
         }
         lines
     }
@@ -73,5 +141,84 @@ fn many(count: u64) -> &'static str {
         0 => "0",
         1 => "1",
         _ => "many",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::types::{Incarnation, LogId, Sequence, TableId};
+
+    use super::*;
+
+    const REGION: RegionId = RegionId::new(TableId(7), 2);
+    const REPLICA: ReplicaId = ReplicaId(31);
+
+    fn id(index: u64) -> LogId {
+        LogId { term: 3, index }
+    }
+
+    fn applied(index: u64) -> Event {
+        Event::Applied {
+            region: REGION,
+            replica: REPLICA,
+            incarnation: Incarnation(1),
+            log_id: id(index),
+            command: Default::default(),
+            outcome: Default::default(),
+            sequence: Sequence(0),
+            digest: 0,
+        }
+    }
+
+    fn told(events: &[Event]) -> Vec<String> {
+        let mut story = Story::default();
+        for event in events {
+            story.hear(NodeId(1), event, &|_| Some("flights".to_string()));
+        }
+        story.lines()
+    }
+
+    #[test]
+    fn a_replica_that_goes_on_elsewhere_than_its_files_end_is_told() {
+        let flushed = |upto| Event::ReplicaOpened {
+            region: REGION,
+            replica: REPLICA,
+            flushed: upto,
+            flushed_sequence: Sequence(4),
+        };
+        let right = [flushed(None), applied(0), flushed(Some(id(9))), applied(10), applied(11)];
+        assert_eq!(
+            told(&right),
+            [
+                "region flights/2",
+                "  flushed: 0",
+                "  opened again: 1, with files: 1",
+                "  resumed one past what is in files: yes"
+            ]
+        );
+        let first = [flushed(None), applied(0)];
+        for wrong in [[flushed(Some(id(9))), applied(9)], [flushed(None), applied(1)]] {
+            assert_eq!(told(&[first.clone(), wrong].concat())[3], "  resumed one past what is in files: no");
+        }
+    }
+
+    #[test]
+    fn steps_stand_in_the_order_of_the_scenario_and_faults_by_name() {
+        let mut story = Story::default();
+        story.step(20, "load: 5 rows".into());
+        story.step(4, "CREATE TABLE t: done".into());
+        story.step(20, "load: 5 rows".into());
+        story.fault("lights out", "power loss".into(), Some("t/1: rows unacknowledged".into()));
+        story.fault("lights out", "power loss".into(), Some("t/0: rows unacknowledged".into()));
+        assert_eq!(
+            story.lines(),
+            [
+                "step: CREATE TABLE t: done",
+                "step: load: 5 rows (many times)",
+                "fault lights out: power loss",
+                "  t/0: rows unacknowledged",
+                "  t/1: rows unacknowledged"
+            ]
+        );
     }
 }

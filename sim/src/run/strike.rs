@@ -83,27 +83,33 @@ impl Striker {
         striker
     }
 
-    /// Carries out `fault`. `name` is the rule's or the plan's: it names the draws.
-    pub async fn strike(&self, name: &str, fault: &Fault, it: It) {
+    /// Where it writes down what it does.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Carries out `fault`; whether it hit anybody. `name` is the rule's or the plan's: it names the draws.
+    pub async fn strike(&self, name: &str, fault: &Fault, it: It) -> bool {
         if self.shared().calm {
-            return;
+            return false;
         }
         let struck = self.carry_out(name, fault, it).await;
         let text =
             if struck { format!("fault {name}: {fault}") } else { format!("fault {name}: {fault}: nobody to hit") };
         self.hub.note("fault", &text);
-        if struck {
-            self.hub.state().story.fault(format!("{name}: {fault}"));
-        }
+        struck
     }
 
     async fn carry_out(&self, name: &str, fault: &Fault, it: It) -> bool {
         match fault {
             Fault::PowerLoss(death) | Fault::Crash(death) => {
                 let power = matches!(fault, Fault::PowerLoss(_));
-                let nodes = self.running(name, &death.target, it);
+                // One that died this moment, by the same fault aimed at something else that it had: it is hit all the same.
+                let nodes = self.nodes(name, &death.target, it);
                 for node in &nodes {
-                    self.kill(*node, power).await;
+                    if self.cluster.is_up(*node) {
+                        self.kill(*node, power).await;
+                    }
                 }
                 if let Some(after) = death.restart_after {
                     self.later(after.duration(), nodes.clone(), |striker, node| striker.cluster.boot(node));
@@ -172,6 +178,9 @@ impl Striker {
                 };
                 let (from, to) = (one(from), one(to));
                 let answer = *side == Side::Answer;
+                if answer {
+                    self.hub.state().story.answers_are_lost();
+                }
                 let cut = Cut { kind: kind.0, answer, from, to, nth: *nth, times: *times, met: 0 };
                 self.shared().cuts.push(cut);
                 true
