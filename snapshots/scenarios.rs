@@ -4,7 +4,9 @@
 //! - `<scenario>.snap`: the result, the same for every seed;
 //! - `<scenario>@seed-N.snap`: the story of a pinned seed, where no random fault strikes.
 //!
-//! `cargo insta review` shows what changed.
+//! `cargo insta review` shows what changed. Two more tests show that the files record the product and not the scheduler:
+//! every story again under another schedule, and one scenario with 20 seeds and three sets of options against its one
+//! result.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,27 +41,86 @@ fn tests(project: &Project, scenarios: Vec<Scenario>) -> Vec<Trial> {
         // Without a pinned seed the result is still one for every seed.
         let seeds = if scenario.seeds.is_empty() { vec![1] } else { scenario.seeds.clone() };
         for seed in seeds {
-            let (project, scenario) = (project.clone(), scenario.clone());
             let name = format!("{}@seed-{seed}", scenario.name);
+            if story_file(&project.snapshots(), &scenario, seed).is_some() {
+                let (project, scenario) = (project.clone(), scenario.clone());
+                let name = format!("{name}_scheduled_otherwise");
+                tests.push(Trial::test(name, move || stirred(&project, &scenario, seed)));
+            }
+            let (project, scenario) = (project.clone(), scenario.clone());
             tests.push(Trial::test(name, move || test(&project, &scenario, seed)));
         }
     }
+    let project = project.clone();
+    let name = "the_result_is_one_for_every_seed_and_every_set_of_options";
+    tests.push(Trial::test(name, move || one_result(&project, "leader_power_loss_during_load")));
     tests
+}
+
+/// Runs `sim` in `directory`; what it said on the standard output, a JSON object a line.
+fn sim(directory: &Path, arguments: &[&str]) -> Result<Vec<serde_json::Value>, Failed> {
+    let output = Command::new(env!("CARGO_BIN_EXE_sim"))
+        .args(arguments)
+        .args(["--format", "json"])
+        .current_dir(directory)
+        .output()?;
+    let lines = String::from_utf8_lossy(&output.stdout).lines().map(serde_json::from_str).collect::<Result<_, _>>();
+    let lines: Vec<serde_json::Value> = lines?;
+    if lines.is_empty() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("sim {} said nothing:\n{told}", arguments.join(" ")).into());
+    }
+    Ok(lines)
+}
+
+/// The plan of the seed under another schedule: it must pass, and its story must be the reviewed one.
+fn stirred(project: &Project, scenario: &Scenario, seed: u64) -> Result<(), Failed> {
+    let out = tempfile::tempdir()?;
+    let (seed, directory) = (seed.to_string(), out.path().to_string_lossy());
+    let lines = sim(&project.root, &["replay", &scenario.name, "--seed", &seed, "--stir", "7", "--out", &directory])?;
+    if lines[0]["outcome"] != "pass" {
+        return Err(format!("{:#}", lines[0]).into());
+    }
+    Ok(())
+}
+
+/// Sets of options under which the scenario must end the same: as it says, flushing all the time, and never.
+const OPTION_SETS: [&[(&str, i64)]; 3] = [
+    &[],
+    &[("memtable_rows", 60), ("log_segment_bytes", 65_536), ("raft_keep_entries", 4), ("write_batch_rows", 16)],
+    &[("memtable_rows", 1_000_000), ("scan_batch_rows", 7), ("raft_batch_entries", 3), ("write_window", 2)],
+];
+
+fn one_result(project: &Project, name: &str) -> Result<(), Failed> {
+    let text = std::fs::read_to_string(project.root.join(format!("scenarios/{name}.toml")))?;
+    for changes in OPTION_SETS {
+        let mut scenario: toml::Table = text.parse()?;
+        let options = scenario["cluster"]["options"].as_table_mut().ok_or("the scenario has no options")?;
+        options.extend(changes.iter().map(|(option, value)| ((*option).to_string(), toml::Value::Integer(*value))));
+        // A project of its own, with the reviewed result beside it.
+        let elsewhere = tempfile::tempdir()?;
+        let at = |path: &str| elsewhere.path().join(path);
+        std::fs::create_dir(at("scenarios"))?;
+        std::fs::create_dir(at("snapshots"))?;
+        std::os::unix::fs::symlink(project.root.join("scenarios/data"), at("scenarios/data"))?;
+        std::fs::write(at(&format!("scenarios/{name}.toml")), format!("# As the original.\n{scenario}"))?;
+        std::fs::copy(project.snapshots().join(format!("{name}.snap")), at(&format!("snapshots/{name}.snap")))?;
+        let lines = sim(elsewhere.path(), &["run", name, "--seeds", "1..20"])?;
+        let passed = lines.iter().filter(|line| line["outcome"] == "pass").count();
+        if passed != 20 {
+            let failed = lines.iter().find(|line| line["type"] == "seed" && line["outcome"] != "pass");
+            return Err(format!("with {changes:?}: {passed} of 20 pass; {failed:#?}").into());
+        }
+    }
+    Ok(())
 }
 
 fn test(project: &Project, scenario: &Scenario, seed: u64) -> Result<(), Failed> {
     let out = tempfile::tempdir()?;
     let command = format!("cargo sim replay {} --seed {seed}", scenario.name);
-    let output = Command::new(env!("CARGO_BIN_EXE_sim"))
-        .args(["replay", &scenario.name, "--seed", &seed.to_string(), "--format", "json", "--out"])
-        .arg(out.path())
-        .current_dir(&project.root)
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().next().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let Some(line) = line else {
-        return Err(format!("{command} said nothing:\n{}", String::from_utf8_lossy(&output.stderr)).into());
-    };
+    let (at, directory) = (seed.to_string(), out.path().to_string_lossy());
+    let lines = sim(&project.root, &["replay", &scenario.name, "--seed", &at, "--out", &directory])?;
+    let line = &lines[0];
     // What differs from the reviewed files is insta's to say.
     if line["outcome"] != "pass" && line["outcome"] != "snapshot" {
         let screen =

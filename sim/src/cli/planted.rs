@@ -8,7 +8,8 @@
 //! # oracle: clients
 //! ```
 //!
-//! or, for what a test must find, `# test: <arguments of cargo test>`. It is applied to a copy of the tree outside of it
+//! or, for what a test must find, `# test: <arguments of cargo test>`. One that says `# changes: nothing` is no bug: all
+//! reviewed snapshots must be met with it, which shows that they do not record the scheduler. A patch is applied to a copy of the tree outside of it
 //! (else cargo would read this tree's configuration too), which is built with a target directory of its own.
 
 use std::fs;
@@ -59,6 +60,8 @@ struct Bug {
 enum Finder {
     Scenarios(Vec<String>),
     Test(String),
+    /// Nobody may: the reviewed snapshots stay as they are.
+    Nobody,
 }
 
 /// What came of it.
@@ -100,8 +103,16 @@ impl Planted {
             let found = match &bug.finder {
                 Finder::Test(filter) => tree.test(filter, Duration::from_millis(self.time.ms)),
                 Finder::Scenarios(names) => tree.scenarios(names, self.seeds, self.time),
+                Finder::Nobody => tree.test("-p sim --test scenarios", Duration::from_millis(self.time.ms)),
             };
             let found = found.map_err(|err| Failure::harness(format!("{}: {err}", bug.name)))?;
+            if bug.finder == Finder::Nobody {
+                let met = found.by.is_none();
+                missed += u64::from(!met);
+                let told = if met { "harmless, every snapshot is met" } else { "missed  a snapshot is not met" };
+                say(format!("{:width$}  {told}", bug.name));
+                continue;
+            }
             let cost = format!("{} seeds, {:.1} CPU s", found.seeds, found.cpu_ms as f64 / 1000.0);
             match &found.by {
                 Some(by) if bug.oracle.is_empty() || by.starts_with(&bug.oracle) => {
@@ -158,16 +169,18 @@ impl Bug {
             if value.is_empty() {
                 return Err(format!("`{key}` says nothing"));
             }
-            let twice = finder.is_some() && matches!(key, "scenarios" | "test");
+            let twice = finder.is_some() && matches!(key, "scenarios" | "test" | "changes");
             match key {
-                _ if twice => return Err("expected one line `scenarios:` or `test:`".to_string()),
+                _ if twice => return Err("expected one line `scenarios:`, `test:` or `changes:`".to_string()),
                 "what" => what = value,
                 "oracle" => oracle = value,
                 "test" => finder = Some(Finder::Test(value)),
+                "changes" if value == "nothing" => finder = Some(Finder::Nobody),
+                "changes" => return Err(format!("changes: expected \"nothing\", found \"{value}\"")),
                 "scenarios" => {
                     finder = Some(Finder::Scenarios(value.split(',').map(|name| name.trim().to_string()).collect()));
                 }
-                _ => return Err(one_of("a key", key, &["what", "scenarios", "test", "oracle"])),
+                _ => return Err(one_of("a key", key, &["what", "scenarios", "test", "changes", "oracle"])),
             }
         }
         if what.is_empty() {
@@ -183,11 +196,15 @@ impl Bug {
 struct Tree {
     path: PathBuf,
     build: PathBuf,
+    /// Where the crates are that replace published ones. A copy of them would be other crates to cargo, and all that
+    /// depends on them would be built anew.
+    vendor: PathBuf,
 }
 
 impl Tree {
     fn make(project: &Project, copy: &Path, to_build: bool) -> Result<Tree, String> {
-        let tree = Tree { path: copy.join("tree"), build: copy.join("target") };
+        let tree =
+            Tree { path: copy.join("tree"), build: copy.join("target"), vendor: project.root.join("sim/vendor") };
         fs::create_dir_all(copy).map_err(|err| format!("{} cannot be made: {err}", copy.display()))?;
         if project.git(&["status", "--porcelain", "--untracked-files=no"])?.lines().any(|line| !line.is_empty()) {
             note("what is not committed is not in the copy");
@@ -226,6 +243,11 @@ impl Tree {
 
     fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        for (name, directory) in [("foldhash_0_1", "foldhash-0.1"), ("foldhash_0_2", "foldhash-0.2")] {
+            let path = self.vendor.join(directory);
+            let value = format!("patch.crates-io.{name}={{package=\"foldhash\", path={path:?}}}");
+            command.args(["--config", &value]);
+        }
         command.args(arguments).current_dir(&self.path).env("CARGO_TARGET_DIR", &self.build);
         // The environment of the `cargo run` that we are in is not for the copy.
         for (name, _) in std::env::vars_os() {
@@ -316,6 +338,7 @@ mod tests {
             ("--- a/x\n", "what"),
             ("# what: x\n", "scenarios"),
             ("# what: x\n# test: a\n# scenarios: b\n", "one line"),
+            ("# what: x\n# changes: all\n", "nothing"),
             ("# waht: x\n# test: a\n", "did you mean \"what\""),
             ("# what:\n# test: a\n", "says nothing"),
             ("# what it does\n", "KEY: VALUE"),
