@@ -150,8 +150,11 @@ mod tests {
 
     use super::*;
 
-    const REGION: RegionId = RegionId::new(TableId(7), 2);
     const REPLICA: ReplicaId = ReplicaId(31);
+
+    fn region() -> RegionId {
+        RegionId::new(TableId(7), 2)
+    }
 
     fn id(index: u64) -> LogId {
         LogId { term: 3, index }
@@ -159,7 +162,7 @@ mod tests {
 
     fn applied(index: u64) -> Event {
         Event::Applied {
-            region: REGION,
+            region: region(),
             replica: REPLICA,
             incarnation: Incarnation(1),
             log_id: id(index),
@@ -181,7 +184,7 @@ mod tests {
     #[test]
     fn a_replica_that_goes_on_elsewhere_than_its_files_end_is_told() {
         let flushed = |upto| Event::ReplicaOpened {
-            region: REGION,
+            region: region(),
             replica: REPLICA,
             flushed: upto,
             flushed_sequence: Sequence(4),
