@@ -4,12 +4,12 @@
 //! but the plan's data.
 
 mod clients;
-mod floor;
 pub mod hash;
 pub mod hub;
 pub mod live;
 pub mod outcome;
 pub mod report;
+mod self_test;
 mod simulate;
 mod steps;
 mod story;
@@ -27,7 +27,7 @@ use crate::scenario::period::Period;
 use live::Live;
 use report::SeedReport;
 
-pub use floor::SelfTest;
+pub use self_test::SelfTest;
 
 /// What a run needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,10 +43,10 @@ pub struct Setup {
 /// Runs `setup`. The caller's thread must be fresh; `live` hears events (if they are recorded) and keeps what is known
 /// if the run panics.
 pub fn run_plan(setup: Setup, live: &Arc<Live>) -> SeedReport {
-    simulate::run(&setup, live)
+    simulate::run(&setup, live, None)
 }
 
-/// Runs a trial of the harness itself.
+/// Runs a trial of the harness itself: a small run in which something misbehaves.
 pub fn run_self_test(test: SelfTest, seed: u64, live: &Arc<Live>) -> SeedReport {
-    floor::self_test(test, seed, live)
+    simulate::run(&self_test::setup(test, seed), live, Some(test))
 }

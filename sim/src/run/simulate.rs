@@ -14,6 +14,7 @@ use super::hub::{Hub, It, Strike, now};
 use super::live::Live;
 use super::outcome::Outcome;
 use super::report::{Checkpoint, Failure, ResultRows, SeedReport};
+use super::self_test::{SelfTest, misbehave};
 use super::steps::{Failed, Steps, check};
 use super::strike::Striker;
 use super::{watch, workload};
@@ -23,8 +24,8 @@ use crate::plan::{Plan, PlannedFault};
 use crate::scenario::target::Regions;
 use crate::trace::{CHECKPOINT, Trace};
 
-/// Runs it. The caller's thread must be fresh.
-pub fn run(setup: &Setup, live: &Arc<Live>) -> SeedReport {
+/// Runs it, and in the middle of it the misbehaviour of a `test`. The caller's thread must be fresh.
+pub fn run(setup: &Setup, live: &Arc<Live>, test: Option<SelfTest>) -> SeedReport {
     let plan = &setup.plan;
     let runtime = Runtime::with_seed_and_config(plan.seed, madsim::Config::default());
     let trace = Trace::new(false);
@@ -36,6 +37,9 @@ pub fn run(setup: &Setup, live: &Arc<Live>) -> SeedReport {
         let (hub, struck, swapped) = Hub::new(plan, trace, live.clone());
         let known = hub.clone();
         live.on_panic(move || summary(&known, SeedReport::new(Outcome::Panic)));
+        if let Some(test) = test {
+            madsim::task::spawn(misbehave(test, plan.seed, hub.clone()));
+        }
         let mut run = Run { hub: hub.clone(), parts: None };
         let until = setup.until.map(|until| until.duration());
         let ended = tokio::select! {
