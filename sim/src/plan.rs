@@ -6,10 +6,9 @@
 
 use std::path::Path;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::draw::Draws;
 use crate::scenario::fault::{
     Cutoff, Death, Direction, DiskEffect, DiskFault, DiskOp, Fault, FileClass, Stay, StormKind,
 };
@@ -90,16 +89,16 @@ impl Plan {
     /// Makes every choice of `scenario` for `seed`.
     pub fn resolve(scenario: &Scenario, seed: u64) -> Plan {
         // What clients write is the scenario's; only when and what goes wrong is the seed's. So a result is one for all.
-        let data = Draws { seed: 0 };
+        let data = Draws::new(0);
         let workloads = scenario.workloads.iter().map(|workload| PlannedWorkload {
             name: workload.name.clone(),
             ops: workload.ops,
             clients: (1..=workload.clients)
-                .map(|client| data.below(&format!("{}/{}/client {client}", scenario.name, workload.name), 1 << 53))
+                .map(|client| data.range(format_args!("{}/{}/client {client}", scenario.name, workload.name), 0..1 << 53))
                 .collect(),
             kind: workload.kind.clone(),
         });
-        let draws = Draws { seed };
+        let draws = Draws::new(seed);
         let mut faults: Vec<PlannedFault> =
             scenario.storms.iter().flat_map(|storm| storm_faults(storm, scenario.cluster.nodes, &draws)).collect();
         faults.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
@@ -206,11 +205,11 @@ fn storm_faults(storm: &Storm, nodes: u32, draws: &Draws) -> Vec<PlannedFault> {
         for slot in 0..slots {
             let name = format!("{}/{kind}/{}", storm.name, slot + 1);
             let width = storm.every.ms.min(length - slot * storm.every.ms);
-            let at = storm.from.ms + slot * storm.every.ms + draws.below(&format!("{name}/at"), width);
-            let target = targets[draws.below(&format!("{name}/target"), targets.len() as u64) as usize].clone();
+            let at = storm.from.ms + slot * storm.every.ms + draws.range(format_args!("{name}/at"), 0..width);
+            let Some(target) = draws.pick(format_args!("{name}/target"), targets).cloned() else { continue };
             let fault = storm_fault(*kind, target, nodes, &name, draws);
             let deadly = matches!(kind, StormKind::PowerLoss | StormKind::Crash);
-            let writes_pending = deadly && draws.below(&format!("{name}/writes pending"), 2) == 1;
+            let writes_pending = deadly && draws.chance(format_args!("{name}/writes pending"), 0.5);
             faults.push(PlannedFault { name, at: Period::ms(at), writes_pending, fault });
         }
     }
@@ -219,11 +218,11 @@ fn storm_faults(storm: &Storm, nodes: u32, draws: &Draws) -> Vec<PlannedFault> {
 
 fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &Draws) -> Fault {
     let between = |what: &str, least: u64, most: u64| {
-        Period::ms(least + draws.below(&format!("{name}/{what}"), most - least + 1))
+        Period::ms(draws.range(format_args!("{name}/{what}"), least..most + 1))
     };
     let lasts = Some(between("for", 500, 8_000));
-    let direction =
-        [Direction::Both, Direction::In, Direction::Out][draws.below(&format!("{name}/direction"), 3) as usize];
+    let directions = [Direction::Both, Direction::In, Direction::Out];
+    let direction = *draws.pick(format_args!("{name}/direction"), &directions).unwrap_or(&Direction::Both);
     let disk = |op, effect, delay| {
         Fault::Disk(DiskFault {
             node: target.clone(),
@@ -252,7 +251,7 @@ fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &
         StormKind::Isolate => Fault::Isolate(Cutoff { target, direction, lasts }),
         StormKind::Partition => {
             // One side is drawn, at least one node and not all.
-            let side = draws.below(&format!("{name}/side"), (1 << nodes.min(16)) - 2) + 1;
+            let side = draws.range(format_args!("{name}/side"), 1..(1 << nodes.min(16)) - 1);
             let on_side = |node: &u32| side >> ((node - 1) % 16) & 1 == 1;
             let (from, to): (Vec<u32>, Vec<u32>) = (1..=nodes).partition(on_side);
             let targets = |nodes: Vec<u32>| nodes.into_iter().map(Target::Node).collect();
@@ -260,8 +259,8 @@ fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &
         }
         StormKind::SlowDisk => disk(DiskOp::Fsync, DiskEffect::Slow, Some(between("delay", 20, 500))),
         StormKind::FailingDisk => {
-            let op = [DiskOp::Read, DiskOp::Write, DiskOp::Fsync][draws.below(&format!("{name}/op"), 3) as usize];
-            disk(op, DiskEffect::Eio, None)
+            let ops = [DiskOp::Read, DiskOp::Write, DiskOp::Fsync];
+            disk(*draws.pick(format_args!("{name}/op"), &ops).unwrap_or(&DiskOp::Write), DiskEffect::Eio, None)
         }
         StormKind::FullDisk => disk(DiskOp::Write, DiskEffect::Full, None),
         StormKind::Clock => {
@@ -269,22 +268,6 @@ fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &
             let drift_ppm = between("drift", 0, 400).ms as i64 - 200;
             Fault::Clock { node: target, offset: Offset { ms: offset }, drift_ppm }
         }
-    }
-}
-
-/// Draws by name: a function of seed and name, not the next value of a stream.
-struct Draws {
-    seed: u64,
-}
-
-impl Draws {
-    /// Uniform from 0 to below `end` (up to 2^-11 of a bias for the largest ends); 0 if `end` is 0.
-    fn below(&self, name: &str, end: u64) -> u64 {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&self.seed.to_le_bytes());
-        key[16..].copy_from_slice(&crate::run::hash::fnv128(name.as_bytes()).to_le_bytes());
-        let drawn = ChaCha8Rng::from_seed(key).next_u64();
-        ((u128::from(drawn) * u128::from(end)) >> 64) as u64
     }
 }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Ended, Failure, note, project, say};
+use crate::hash::Hash128;
 use crate::run::outcome::Outcome;
 use crate::runner::process::{cpu_ms_of_children, run_within};
 use crate::runner::project::Project;
@@ -80,8 +81,8 @@ impl Planted {
             return Err(Failure::usage("there is no patch in sim/planted"));
         }
         let copy = self.copy.clone().unwrap_or_else(|| {
-            let name =
-                format!("planted-{:08x}", crate::run::hash::fnv128(project.root.as_os_str().as_encoded_bytes()) as u32);
+            let root = Hash128::of(project.root.as_os_str().as_encoded_bytes());
+            let name = format!("planted-{:08x}", root as u32);
             std::env::temp_dir().join(name)
         });
         let tree = Tree::make(&project, &copy, !self.check).map_err(Failure::harness)?;

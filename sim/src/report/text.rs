@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::hash::Hash128;
 use crate::run::outcome::Outcome;
 use crate::run::report::{ResultRows, SeedReport, StoryLine};
 
@@ -39,9 +40,12 @@ pub fn result_text(result: &[ResultRows]) -> String {
         }
         if long {
             // The lengths keep ("ab", "c") and ("a", "bc") apart.
-            let cells = one.rows.iter().flatten().flat_map(|cell| format!("{}:{cell}", cell.len()).into_bytes());
-            let digest = crate::run::hash::fnv128(&cells.collect::<Vec<u8>>());
-            let _ = writeln!(text, "  .. {} rows, digest {digest:032x}", one.rows.len());
+            let mut digest = Hash128::default();
+            for cell in one.rows.iter().flatten() {
+                digest.word(cell.len() as u64);
+                digest.write(cell.as_bytes());
+            }
+            let _ = writeln!(text, "  .. {} rows, digest {:032x}", one.rows.len(), digest.finish());
         }
     }
     text

@@ -4,7 +4,6 @@
 //! but the plan's data.
 
 mod clients;
-pub mod hash;
 pub mod hub;
 pub mod live;
 pub mod outcome;

@@ -103,7 +103,7 @@ impl Project {
         let program = program.map_or(0, |meta| {
             use std::os::unix::fs::MetadataExt;
             let facts = format!("{} {} {}", meta.len(), meta.mtime(), meta.mtime_nsec());
-            crate::run::hash::fnv128(facts.as_bytes()) as u32
+            crate::hash::Hash128::of(facts.as_bytes()) as u32
         });
         format!("{commit}{}-{program:08x}", if changed { "+" } else { "" })
     }
