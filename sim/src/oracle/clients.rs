@@ -15,7 +15,7 @@ use engine::types::{Key, RegionId, Sequence};
 use super::Violation;
 use super::model::{Model, Row};
 
-const NAME: &str = "clients";
+pub(super) const NAME: &str = "clients";
 
 /// See the module.
 #[derive(Default)]
@@ -28,6 +28,9 @@ pub struct ClientOracle {
 }
 
 impl ClientOracle {
+    /// How reports name it.
+    pub const NAME: &str = NAME;
+
     /// What a read that begins now must at least see.
     pub fn floor(&self, region: RegionId, key: &Key) -> Sequence {
         self.floors.get(&(region, key.clone())).copied().unwrap_or_default()

@@ -21,7 +21,7 @@ use engine::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
 
 use super::Violation;
 
-const NAME: &str = "disk_images";
+pub(super) const NAME: &str = "disk_images";
 
 /// What nodes have promised so far.
 #[derive(Default)]
@@ -40,6 +40,9 @@ pub struct Promise {
 }
 
 impl DiskImageOracle {
+    /// How reports name it.
+    pub const NAME: &str = NAME;
+
     /// Notes promises.
     pub fn on_event(&mut self, node: NodeId, event: &Event) {
         let replicas = self.promises.entry(node).or_default();

@@ -8,6 +8,7 @@ pub mod images;
 pub mod model;
 mod raft;
 mod replicas;
+mod scans;
 
 use std::time::Duration;
 
@@ -18,6 +19,14 @@ pub use clients::ClientOracle;
 pub use images::DiskImageOracle;
 pub use raft::RaftOracle;
 pub use replicas::ReplicaOracle;
+pub use scans::{ScanOracle, Scanned};
+
+/// Every oracle, as reports, exemptions and planted bugs name it. Each is due in every run: one that judged nothing makes
+/// the run vacuous.
+pub const NAMES: &[&str] = &[clients::NAME, images::NAME, LIVENESS, raft::NAME, replicas::NAME, scans::NAME];
+
+/// The oracle that the run itself is: it ends within its budget, and its replicas come together when the faults are over.
+pub const LIVENESS: &str = "liveness";
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]

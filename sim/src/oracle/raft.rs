@@ -17,7 +17,7 @@ use engine::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
 
 use super::{Oracle, Violation};
 
-const NAME: &str = "raft";
+pub(super) const NAME: &str = "raft";
 
 /// See the module.
 #[derive(Default)]

@@ -4,7 +4,7 @@
 //! equal those of the first replica that applied it; a sequence never goes back within a region's log; a request id
 //! changes rows at most once.
 //!
-//! Does not check: that the digest covers what a scan returns (the scan oracle does), nor that the outcome was right
+//! Does not check: that the digest covers what a scan returns (oracle 4b does), nor that the outcome was right
 //! (the client oracle does).
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use engine::types::{LogId, NodeId, RegionId, ReplicaId, RequestId, Sequence};
 
 use super::{Oracle, Violation};
 
-const NAME: &str = "replicas";
+pub(super) const NAME: &str = "replicas";
 
 /// See the module.
 #[derive(Default)]

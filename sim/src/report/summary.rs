@@ -36,6 +36,8 @@ pub struct Summary {
     pub marks: BTreeMap<String, u64>,
     /// Evaluations by oracle.
     pub oracles: BTreeMap<String, u64>,
+    /// By scenario and oracle: what exemptions excused.
+    pub exemptions: BTreeMap<(String, String), Exemption>,
     /// What faults did.
     pub effects: BTreeMap<String, u64>,
     /// Virtual time.
@@ -50,6 +52,17 @@ pub struct Summary {
     pub failures: BTreeMap<(Outcome, String), (Done, u64)>,
     /// Failures with a signature beyond [`SIGNATURES`]: counted, not kept.
     pub unlisted: u64,
+}
+
+/// The exemption of an oracle from a scenario, over all its seeds.
+#[derive(Clone, Debug, Default)]
+pub struct Exemption {
+    /// Why, as the scenario says it.
+    pub reason: String,
+    /// Seeds that came to an end.
+    pub seeds: u64,
+    /// Seeds among them that needed it.
+    pub needed: u64,
 }
 
 /// Different signatures that a summary keeps an example of.
@@ -143,6 +156,13 @@ impl Summary {
                 }
             }
         }
+        for (oracle, exempted) in &report.exempted {
+            let key = (done.scenario.clone(), oracle.clone());
+            let sum = self.exemptions.entry(key).or_default();
+            sum.reason.clone_from(&exempted.reason);
+            sum.seeds += 1;
+            sum.needed += u64::from(exempted.was_needed());
+        }
         self.virtual_ms += report.virtual_ms;
         self.cpu_ms += report.cpu_ms;
         self.rows += report.rows;
@@ -212,6 +232,12 @@ impl Summary {
                 lines.push(format!("{what}: {}", counts.collect::<Vec<_>>().join(", ")));
             }
         }
+        for ((scenario, oracle), Exemption { reason, seeds, needed }) in &self.exemptions {
+            lines.push(match needed {
+                0 => format!("exempted for nothing: {oracle} in {scenario} ({reason}); take it out of the scenario"),
+                _ => format!("exempted: {oracle} in {needed} of {seeds} seeds of {scenario} ({reason})"),
+            });
+        }
         // Only a sweep that reaches some can be blamed for not reaching others.
         if self.marks.values().any(|count| *count > 0) {
             let reached = |mark: &&str| self.marks.get(*mark).is_some_and(|count| *count > 0);
@@ -227,6 +253,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::report::Exempted;
 
     fn done(seed: u64, outcome: Outcome, signature: &str) -> Done {
         let mut report = SeedReport::failed(outcome, signature, "what");
@@ -270,6 +297,22 @@ mod tests {
              \"oracles\":{\"raft\":20},\"effects\":{\"crashes\":4},\"virtual_ms\":3000,\"cpu_ms\":40,\"build\":\"b\",\
              \"command\":\"sim run\"}"
         );
+    }
+
+    #[test]
+    fn exemptions_are_told_and_those_that_excuse_nothing_are_told_apart() {
+        let mut summary = Summary::default();
+        for seed in 1..=3 {
+            let mut done = done(seed, Outcome::Pass, "");
+            let exempted = |findings, reason: &str| Exempted { reason: reason.into(), findings, ..Exempted::default() };
+            done.report.exempted.insert("liveness".into(), exempted(seed / 3, "the storm has no end"));
+            done.report.exempted.insert("raft".into(), exempted(0, "who knows"));
+            summary.add(done);
+        }
+        let lines = summary.lines(1);
+        assert!(lines.contains(&"exempted: liveness in 1 of 3 seeds of x (the storm has no end)".to_string()), "{lines:?}");
+        let idle = "exempted for nothing: raft in x (who knows); take it out of the scenario";
+        assert!(lines.contains(&idle.to_string()), "{lines:?}");
     }
 
     #[test]

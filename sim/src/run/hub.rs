@@ -13,10 +13,12 @@ use engine::types::{NodeId, RegionId, ReplicaId};
 use tokio::sync::{mpsc, watch};
 
 use super::live::Live;
-use super::report::{Decided, Effect, Failure, StoryLine};
+use super::report::{Decided, Effect, Exempted, Failure, StoryLine};
 use super::story::Story;
 use crate::oracle::model::Model;
-use crate::oracle::{ClientOracle, DiskImageOracle, Oracle, RaftOracle, ReplicaOracle, Violation};
+use crate::oracle::{
+    ClientOracle, DiskImageOracle, LIVENESS, Oracle, RaftOracle, ReplicaOracle, ScanOracle, Violation,
+};
 use crate::plan::Plan;
 use crate::scenario::condition::Condition;
 use crate::scenario::fault::Fault;
@@ -73,6 +75,8 @@ pub struct State {
     pub clients: ClientOracle,
     /// Judges what disks hold.
     pub images: DiskImageOracle,
+    /// Judges what replicas return.
+    pub scans: ScanOracle,
     /// What the claims of the scenario need.
     pub tally: Tally,
     /// What reviewers read.
@@ -91,11 +95,13 @@ pub struct State {
     around: VecDeque<StoryLine>,
     decided: Vec<Decided>,
     failure: Option<(Failure, String)>,
+    /// Oracles that do not count, with what they found.
+    exempted: BTreeMap<String, Exempted>,
+    /// How often it was asked whether the replicas have come together.
+    convergence_asked: u64,
     rows: u64,
     applied: BTreeMap<RegionId, u64>,
     marks: BTreeMap<&'static str, u64>,
-    /// Replicas whose whole content was compared with the model.
-    pub compared: u64,
 }
 
 /// A rule with what it has counted.
@@ -120,6 +126,7 @@ impl Hub {
             model: Model::default(),
             clients: ClientOracle::default(),
             images: DiskImageOracle::default(),
+            scans: ScanOracle::default(),
             tally: Tally::new(&plan.expect.happened),
             story: Story::default(),
             oracles: vec![Box::new(RaftOracle::default()), Box::new(ReplicaOracle::default())],
@@ -136,10 +143,16 @@ impl Hub {
             around: VecDeque::new(),
             decided: Vec::new(),
             failure: None,
+            exempted: plan
+                .expect
+                .exempt
+                .iter()
+                .map(|one| (one.oracle.clone(), Exempted { reason: one.reason.clone(), ..Exempted::default() }))
+                .collect(),
+            convergence_asked: 0,
             rows: 0,
             applied: BTreeMap::new(),
             marks: BTreeMap::new(),
-            compared: 0,
         };
         let pulse = watch::Sender::new(0);
         let shared = Shared { trace, live, state: Mutex::new(state), strikes, swaps, pulse };
@@ -186,7 +199,7 @@ impl Hub {
         self.state().learn(table);
     }
 
-    /// The run has failed; the first failure counts.
+    /// An oracle found something: the run has failed, unless the oracle is exempt. The first failure counts.
     pub fn fail(&self, violation: Violation) {
         let at = now();
         self.state().fail(at, violation);
@@ -278,11 +291,9 @@ impl State {
         if is_worth_a_line(event) {
             self.remember(at, node.0, line(event));
         }
-        let State { oracles, .. } = self;
-        let violation = oracles.iter_mut().find_map(|oracle| oracle.on_event(at, node, event).err());
-        if let Some(violation) = violation {
-            self.fail(at, violation);
-        }
+        let violations: Vec<Violation> =
+            self.oracles.iter_mut().filter_map(|oracle| oracle.on_event(at, node, event).err()).collect();
+        violations.into_iter().for_each(|violation| self.fail(at, violation));
         let tables = std::mem::take(&mut self.tables);
         let table = |id: u32| tables.get(&id).cloned();
         self.tally.event(node, event, &table);
@@ -331,7 +342,7 @@ impl State {
     }
 
     fn fail(&mut self, at: Duration, violation: Violation) {
-        if self.failure.is_some() {
+        if self.excuse(&violation) || self.failure.is_some() {
             return;
         }
         let Violation { oracle, signature, evidence } = violation;
@@ -343,6 +354,17 @@ impl State {
             around: self.around.iter().cloned().collect(),
         };
         self.failure = Some((failure, format!("{oracle}: {signature}")));
+    }
+
+    /// Takes the finding of an oracle that is exempt; false if it is not.
+    pub fn excuse(&mut self, violation: &Violation) -> bool {
+        let Some(exempted) = self.exempted.get_mut(violation.oracle) else { return false };
+        exempted.findings += 1;
+        if exempted.first.is_empty() {
+            exempted.first.push(violation.signature.clone());
+            exempted.first.extend(violation.evidence.iter().cloned());
+        }
+        true
     }
 
     /// What went wrong, and its signature.
@@ -449,13 +471,29 @@ impl State {
         .collect()
     }
 
-    /// How often each oracle that listens judged something.
+    /// It is asked whether the replicas have come together.
+    pub fn asks_for_convergence(&mut self) {
+        self.convergence_asked += 1;
+    }
+
+    /// How often each oracle judged something: all of [`crate::oracle::NAMES`].
     pub fn evaluations(&self) -> BTreeMap<String, u64> {
-        let listening = self.oracles.iter().map(|oracle| (oracle.name().to_string(), oracle.evaluations()));
-        let mut all: BTreeMap<String, u64> = listening.collect();
-        all.insert("clients".into(), self.clients.evaluations());
-        all.insert("disk_images".into(), self.images.evaluations());
-        all
+        let listening = self.oracles.iter().map(|oracle| (oracle.name(), oracle.evaluations()));
+        let others = [
+            (ClientOracle::NAME, self.clients.evaluations()),
+            (DiskImageOracle::NAME, self.images.evaluations()),
+            (ScanOracle::NAME, self.scans.evaluations()),
+            (LIVENESS, self.convergence_asked),
+        ];
+        listening.chain(others).map(|(name, count)| (name.to_string(), count)).collect()
+    }
+
+    /// What exemptions excused so far.
+    pub fn exempted(&self) -> BTreeMap<String, Exempted> {
+        let evaluations = self.evaluations();
+        let idle = |oracle: &String| evaluations.get(oracle).is_none_or(|count| *count == 0);
+        let with_idle = |(oracle, one): (&String, &Exempted)| (oracle.clone(), Exempted { idle: idle(oracle), ..one.clone() });
+        self.exempted.iter().map(with_idle).collect()
     }
 
     /// What happened last.
@@ -546,4 +584,46 @@ pub fn line(event: &Event) -> String {
         text.push_str(&format!(" {field}={value}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::NAMES;
+    use crate::scenario::parse;
+
+    fn plan(expect: &str) -> Plan {
+        let text = format!("# Goal.\ntitle = \"x\"\n[expect]\nholds = [\"SELECT 1\"]\n{expect}\n");
+        let scenario = parse(&text, "x.toml", "x", std::path::Path::new(".")).unwrap_or_else(|err| panic!("{err}"));
+        Plan::resolve(&scenario, 1)
+    }
+
+    fn hub(expect: &str) -> Hub {
+        Hub::new(&plan(expect), Trace::new(false), Arc::new(Live::new(None))).0
+    }
+
+    fn found(oracle: &'static str) -> Violation {
+        Violation { oracle, signature: "it is wrong".into(), evidence: vec!["here".into()] }
+    }
+
+    #[test]
+    fn every_oracle_that_has_a_name_is_counted_and_no_other() {
+        let counted: Vec<String> = hub("").state().evaluations().into_keys().collect();
+        assert_eq!(counted, NAMES);
+    }
+
+    #[test]
+    fn an_exemption_excuses_the_findings_of_its_oracle_and_of_no_other() {
+        let hub = hub("exempt = [{ oracle = \"raft\", reason = \"on purpose\" }]");
+        hub.fail(found("raft"));
+        hub.fail(found("raft"));
+        assert_eq!(hub.state().failure(), None);
+        let exempted = hub.state().exempted();
+        assert_eq!(exempted.keys().collect::<Vec<_>>(), ["raft"]);
+        let raft = &exempted["raft"];
+        assert_eq!((raft.findings, raft.idle, raft.was_needed()), (2, true, true));
+        assert_eq!((raft.reason.as_str(), raft.first.join(": ").as_str()), ("on purpose", "it is wrong: here"));
+        hub.fail(found("clients"));
+        assert_eq!(hub.state().failure().map(|(_, signature)| signature.clone()), Some("clients: it is wrong".into()));
+    }
 }

@@ -31,6 +31,8 @@ pub struct SeedReport {
     pub rows: u64,
     /// How often each oracle evaluated something.
     pub oracles: BTreeMap<String, u64>,
+    /// What exemptions excused, by oracle. Every exemption of the scenario is here, also one that excused nothing.
+    pub exempted: BTreeMap<String, Exempted>,
     /// How much each fault did, by the name of an [`Effect`].
     pub effects: BTreeMap<String, u64>,
     /// How often each situation was reached that a sweep should reach.
@@ -43,6 +45,26 @@ pub struct SeedReport {
     pub decisions: Vec<Decided>,
     /// What went wrong.
     pub failure: Option<Failure>,
+}
+
+/// What the exemption of one oracle excused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exempted {
+    /// Why the scenario does not ask the oracle.
+    pub reason: String,
+    /// What the oracle found all the same.
+    pub findings: u64,
+    /// The first finding: signature and evidence.
+    pub first: Vec<String>,
+    /// It judged nothing at all.
+    pub idle: bool,
+}
+
+impl Exempted {
+    /// Whether the run needed the exemption.
+    pub fn was_needed(&self) -> bool {
+        self.findings > 0 || self.idle
+    }
 }
 
 /// The fingerprint at one point of a run.
@@ -117,6 +139,7 @@ impl SeedReport {
             ops: 0,
             rows: 0,
             oracles: BTreeMap::new(),
+            exempted: BTreeMap::new(),
             effects: BTreeMap::new(),
             marks: BTreeMap::new(),
             result: Vec::new(),
@@ -195,9 +218,6 @@ effects! {
     /// Clocks that were set wrong.
     ClocksChanged = "clocks_changed",
 }
-
-/// The oracles of this issue, as reports and exemptions name them.
-pub const ORACLES: &[&str] = &["clients", "replicas", "raft", "disk_images", "liveness"];
 
 /// Situations that a sweep should reach; one that it never reached is named in the summary.
 pub const MARKS: &[&str] = &[

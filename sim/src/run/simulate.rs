@@ -1,6 +1,5 @@
 //! One run of a plan: the cluster, its clients and its faults; then calm, convergence, and the verdict.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use super::strike::Striker;
 use super::{watch, workload};
 use crate::cluster::Cluster;
 use crate::draw::Draws;
+use crate::oracle::{LIVENESS, Violation};
 use crate::plan::{Plan, PlannedFault};
 use crate::scenario::target::Regions;
 use crate::trace::{CHECKPOINT, Trace};
@@ -44,16 +44,31 @@ pub fn run(setup: &Setup, live: &Arc<Live>, test: Option<SelfTest>) -> SeedRepor
         let until = setup.until.map(|until| until.duration());
         let ended = tokio::select! {
             biased;
-            () = failed(&hub) => Err(None),
-            () = sleep_or_never(until) => Err(Some(Failed { outcome: Outcome::Interrupted, what: "stopped as asked".into() })),
-            ended = run.all(plan, &setup.directory, struck, swapped) => ended.map_err(Some),
+            () = failed(&hub) => Ended::Found,
+            () = sleep_or_never(until) => Ended::Stopped,
+            ended = run.all(plan, &setup.directory, struck, swapped) => match ended {
+                Ok(()) => Ended::Finished,
+                Err(failed) => Ended::Failed(failed),
+            },
             () = madsim::time::sleep(plan.budget.duration()) => {
                 let what = format!("the budget of {} of virtual time is used up", plan.budget);
-                Err(Some(Failed { outcome: Outcome::Liveness, what }))
+                Ended::Failed(Failed { outcome: Outcome::Liveness, what })
             }
         };
         run.report(plan, ended).await
     })
+}
+
+/// How a run came to its end.
+enum Ended {
+    /// All was done, and what was to be judged at the end was judged.
+    Finished,
+    /// An oracle found something; the hub knows what.
+    Found,
+    /// At the virtual time that the user named.
+    Stopped,
+    /// Something was not as the scenario says, or did not end.
+    Failed(Failed),
 }
 
 async fn sleep_or_never(until: Option<Duration>) {
@@ -82,7 +97,6 @@ struct Parts {
     clients: Clients,
     striker: Striker,
     result: Vec<ResultRows>,
-    liveness: u64,
 }
 
 impl Run {
@@ -110,7 +124,6 @@ impl Run {
             clients: clients.clone(),
             striker: striker.clone(),
             result: Vec::new(),
-            liveness: 0,
         });
 
         madsim::task::spawn(sweep());
@@ -133,12 +146,8 @@ impl Run {
         });
         let (watched, seen) = (cluster.clone(), hub.clone());
         madsim::task::spawn(async move {
-            let mut compared = 0;
             while let Some((node, region)) = swapped.recv().await {
-                if watch::compare(&watched, &seen, node, region).await {
-                    compared += 1;
-                    seen.state().compared = compared;
-                }
+                watch::compare(&watched, &seen, node, region).await;
             }
         });
         for fault in plan.faults.clone() {
@@ -163,7 +172,7 @@ impl Run {
 
     /// After the storm: everything is lifted, the replicas come together, and what is there is judged.
     async fn close(&mut self, plan: &Plan) -> Result<(), Failed> {
-        let Some(Parts { cluster, clients, striker, result, liveness }) = &mut self.parts else { return Ok(()) };
+        let Some(Parts { cluster, clients, striker, result }) = &mut self.parts else { return Ok(()) };
         self.hub.note("calm", "all faults are lifted");
         striker.calm();
         let options = cluster.options().clone();
@@ -178,10 +187,14 @@ impl Run {
         let regions: Vec<RegionId> = self.hub.state().regions(&Regions::All);
         let deadline = now() + bound;
         loop {
-            *liveness += 1;
+            self.hub.state().asks_for_convergence();
             let Some(why) = watch::apart(cluster, &self.hub, &regions).await else { break };
             if now() > deadline {
                 let what = format!("not converged {} s after the faults were lifted: {why}", bound.as_secs());
+                // Where that is excused, what there is can still be judged.
+                if self.hub.state().excuse(&late(&what)) {
+                    break;
+                }
                 return Err(Failed { outcome: Outcome::Liveness, what });
             }
             madsim::time::sleep(Duration::from_millis(200)).await;
@@ -198,11 +211,10 @@ impl Run {
         for node in cluster.ids() {
             watch::look_at_disk(cluster, &self.hub, node).await;
         }
-        let late = |err: engine::Error| Failed {
+        clients.compare_all().await.map_err(|err| Failed {
             outcome: Outcome::Liveness,
             what: format!("the tables cannot be read after the faults are over: {err}"),
-        };
-        clients.compare_all().await.map_err(late)?;
+        })?;
         for query in &plan.expect.holds {
             check(clients, query).await?;
         }
@@ -212,17 +224,18 @@ impl Run {
         Ok(())
     }
 
-    async fn report(self, plan: &Plan, ended: Result<(), Option<Failed>>) -> SeedReport {
+    async fn report(self, plan: &Plan, ended: Ended) -> SeedReport {
         let mut report = SeedReport::new(Outcome::Pass);
-        let mut evaluated = BTreeMap::new();
         if let Some(parts) = &self.parts {
             report.ops = parts.clients.answered();
             report.effects = parts.striker.effects();
             report.result = parts.result.clone();
-            evaluated.insert("liveness".to_string(), parts.liveness);
+        }
+        let is_whole = matches!(ended, Ended::Finished);
+        if let Ended::Failed(Failed { outcome: Outcome::Liveness, what }) = &ended {
+            self.hub.state().excuse(&late(what));
         }
         let mut report = summary(&self.hub, report);
-        report.oracles.extend(evaluated);
         let state = self.hub.state();
         if let Some((failure, signature)) = state.failure() {
             report.outcome = Outcome::Safety;
@@ -230,18 +243,22 @@ impl Run {
             report.failure = Some(failure.clone());
             return report;
         }
-        let failed = match ended {
-            Ok(()) => None,
-            Err(failed) => failed,
-        };
-        if let Some(Failed { outcome, what }) = failed {
-            let at_ms = Some(report.virtual_ms);
-            let signature = format!("{outcome}: {}", what.split([':', '\n']).next().unwrap_or_default());
-            let around = state.around();
-            report.failure = Some(Failure { oracle: String::new(), what, at_ms, evidence: Vec::new(), around });
-            report.outcome = outcome;
-            report.signature = signature;
-            return report;
+        match ended {
+            Ended::Stopped => return report,
+            Ended::Failed(Failed { outcome, what })
+                if outcome != Outcome::Liveness || !report.exempted.contains_key(LIVENESS) =>
+            {
+                let at_ms = Some(report.virtual_ms);
+                let signature = format!("{outcome}: {}", what.split([':', '\n']).next().unwrap_or_default());
+                let oracle = if outcome == Outcome::Liveness { LIVENESS } else { "" };
+                let around = state.around();
+                report.failure =
+                    Some(Failure { oracle: oracle.to_string(), what, at_ms, evidence: Vec::new(), around });
+                report.outcome = outcome;
+                report.signature = signature;
+                return report;
+            }
+            Ended::Finished | Ended::Found | Ended::Failed(_) => {}
         }
         let mut vacuous = state.idle_rules();
         let regions_of = |table: &str| {
@@ -249,15 +266,24 @@ impl Run {
             of_table.map_or(1, |table| table.regions.len() as u32)
         };
         vacuous.extend(state.tally.unproved(&regions_of));
-        let exempt = |oracle: &String| plan.expect.exempt.iter().any(|exempt| exempt.oracle == *oracle);
-        let idle = report.oracles.iter().filter(|(oracle, count)| **count == 0 && !exempt(oracle));
+        let idle = report.oracles.iter().filter(|(_, count)| **count == 0);
+        let idle = idle.filter(|(oracle, _)| !report.exempted.contains_key(*oracle));
         vacuous.extend(idle.map(|(oracle, _)| format!("the oracle {oracle} judged nothing")));
+        if !is_whole && !(plan.expect.result.is_empty() && plan.expect.holds.is_empty()) {
+            vacuous.push("it did not come to its end, where `result` and `holds` are asked".to_string());
+        }
         if !vacuous.is_empty() {
             let what = vacuous.join("; ");
             return report.turned(Outcome::Vacuous, "vacuous", what);
         }
         report
     }
+}
+
+/// The run itself finds that it does not end.
+fn late(what: &str) -> Violation {
+    let signature = what.split([':', '\n']).next().unwrap_or_default().to_string();
+    Violation { oracle: LIVENESS, signature, evidence: vec![what.to_string()] }
 }
 
 fn summary(hub: &Hub, mut report: SeedReport) -> SeedReport {
@@ -272,6 +298,7 @@ fn summary(hub: &Hub, mut report: SeedReport) -> SeedReport {
     report.virtual_ms = now().as_millis() as u64;
     report.rows = state.rows();
     report.oracles = state.evaluations();
+    report.exempted = state.exempted();
     report.marks = state.marks();
     report.story = state.story.lines();
     report.decisions = state.decided().to_vec();

@@ -10,7 +10,7 @@ use engine::types::{Key, NodeId, RegionId, Value, decode_batch, encode_keys};
 use super::hub::Hub;
 use crate::cluster::Cluster;
 use crate::oracle::model::Row;
-use crate::oracle::{Violation, images};
+use crate::oracle::{Scanned, images};
 
 /// What looks at one replica waits at most so long for an answer: it may be paused, or its disk may stall.
 const LOOK: Duration = Duration::from_secs(5);
@@ -36,14 +36,12 @@ pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option
     }
 }
 
-/// Compares what the replica of `region` on `node` returns for everything with the model, at its newest sequence.
-/// Whether there was something to compare.
-pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) -> bool {
-    let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else {
-        return false;
-    };
-    let Some(status) = status(cluster, node, region).await else { return false };
-    let mut found: BTreeMap<Key, Row> = BTreeMap::new();
+/// Holds what the replica of `region` on `node` returns for everything, at its newest sequence, against the model. A
+/// replica that cannot answer now is not judged.
+pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) {
+    let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else { return };
+    let Some(status) = status(cluster, node, region).await else { return };
+    let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
     let mut after = None;
     let schema = table.schema.to_arrow();
     loop {
@@ -57,20 +55,20 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
         let page = match cluster.ask(node, Request::Scan { region, scan }, LOOK).await {
             Ok(Response::Scan(page)) => page,
             Err(engine::Error::Damaged { file, message }) => {
-                hub.fail(violation("a replica cannot be read", vec![format!("{region} on {node}: {file}: {message}")]));
-                return true;
+                let violation = hub.state().scans.unreadable(region, node, &format!("{file}: {message}"));
+                return hub.fail(violation);
             }
             // It is on its way down, or waits for a disk.
-            _ => return false,
+            _ => return,
         };
         for batch in &page.batches {
-            let Ok(rows) = decode_batch(batch, &schema) else {
-                hub.fail(violation("a replica returns something else than rows", vec![format!("{region} on {node}")]));
-                return true;
+            let Ok(batch) = decode_batch(batch, &schema) else {
+                let violation = hub.state().scans.unreadable(region, node, "it answers with something else than rows");
+                return hub.fail(violation);
             };
-            for (number, key) in encode_keys(&rows, &table.schema.key()).into_iter().enumerate() {
-                let row = rows.columns().iter().map(|column| Value::of_cell(column, number)).collect();
-                found.insert(key, row);
+            for (number, key) in encode_keys(&batch, &table.schema.key()).into_iter().enumerate() {
+                let row = batch.columns().iter().map(|column| Value::of_cell(column, number)).collect();
+                rows.insert(key, row);
             }
         }
         after = page.next;
@@ -78,24 +76,15 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
             break;
         }
     }
-    let difference = {
-        let state = hub.state();
-        let Some(model) = state.model.region(region) else { return found.is_empty() };
-        let mut missing = model.visible(status.sequence).filter(|(key, row)| found.get(*key) != Some(*row));
-        let missing = missing
-            .next()
-            .map(|(key, row)| vec![format!("expected {key:?} {row:?}"), format!("found {:?}", found.get(key))]);
-        missing.or_else(|| {
-            let expected: BTreeMap<&Key, &Row> = model.visible(status.sequence).collect();
-            let extra = found.iter().find(|(key, _)| !expected.contains_key(key));
-            extra.map(|(key, row)| vec![format!("found {key:?} {row:?}"), "expected no such row".to_string()])
-        })
+    let scanned = Scanned { region, replica: status.replica, node, sequence: status.sequence, rows };
+    let judged = {
+        let mut state = hub.state();
+        let state = &mut *state;
+        state.scans.judge(&state.model, &scanned)
     };
-    if let Some(mut evidence) = difference {
-        evidence.insert(0, format!("{} of {region} on {node} at {}", status.replica, status.sequence));
-        hub.fail(violation("a replica's content is not what its log says", evidence));
+    if let Err(violation) = judged {
+        hub.fail(violation);
     }
-    true
 }
 
 /// Whether every replica of `regions` runs, has applied the same entry and knows the same leader. Else: who does not.
@@ -123,8 +112,4 @@ pub async fn apart(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) -> Option
         }
     }
     None
-}
-
-fn violation(signature: &str, evidence: Vec<String>) -> Violation {
-    Violation { oracle: "replicas", signature: signature.to_string(), evidence }
 }

@@ -19,8 +19,8 @@ use super::{
     Action, Cluster, Each, Exempt, Expect, Load, Mix, Rule, Scenario, Statement, Step, Storm, Unknown, Until, Wait,
     Workload, WorkloadKind, default_options,
 };
+use crate::oracle::NAMES;
 use crate::run::outcome::Outcome;
-use crate::run::report::ORACLES;
 
 /// Seeds are exact in JSON and in spreadsheets: below 2^53.
 pub const SEED_END: u64 = 1 << 53;
@@ -679,9 +679,12 @@ impl Decoder<'_> {
             let one = one.into_inner();
             let oracle = self.required(&one.oracle, span.clone(), "`oracle`");
             if let Some(oracle) = &oracle
-                && !ORACLES.contains(&oracle.as_str())
+                && !NAMES.contains(&oracle.as_str())
             {
-                self.source.wrong(text_span(&one.oracle), one_of("an oracle", oracle, ORACLES));
+                self.source.wrong(text_span(&one.oracle), one_of("an oracle", oracle, NAMES));
+            }
+            if exempt.iter().any(|known: &Exempt| Some(&known.oracle) == oracle.as_ref()) {
+                self.source.wrong(text_span(&one.oracle), "the oracle is exempt already: give one reason");
             }
             let reason = self.required(&one.reason, span, "`reason`: for those who read the scenario");
             exempt.extend(oracle.zip(reason).map(|(oracle, reason)| Exempt { oracle, reason }));

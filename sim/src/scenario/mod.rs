@@ -308,13 +308,13 @@ pub struct Expect {
     pub holds: Vec<String>,
     /// What must have happened, or the run showed nothing.
     pub happened: Vec<Happened>,
-    /// Oracles that are not asked, with the reason.
+    /// Oracles whose findings, and whose idleness, do not count.
     pub exempt: Vec<Exempt>,
     /// How it must end: anything but `pass` makes it a canary.
     pub outcome: Outcome,
 }
 
-/// An oracle that is not asked.
+/// An oracle that does not count: whatever it finds is reported and no failure, and it may find nothing to judge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exempt {

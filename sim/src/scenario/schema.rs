@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::decode::{EXPECTED_OUTCOMES, MODIFIERS, VERBS};
 use super::fault::{Direction, DiskEffect, DiskOp, FileClass, Side, StormKind};
 use super::happened::Happened;
-use crate::run::report::ORACLES;
+use crate::oracle::NAMES;
 
 /// The schema.
 pub fn schema() -> Value {
@@ -181,7 +181,7 @@ fn expect() -> Value {
         "holds": texts("Queries that return no row at the end."),
         "happened": texts(&Happened::forms().join(" | ")),
         "exempt": { "type": "array", "items": object(json!({
-            "oracle": words(ORACLES), "reason": text("For those who read the scenario."),
+            "oracle": words(NAMES), "reason": text("For those who read the scenario."),
         })) },
         "outcome": words(EXPECTED_OUTCOMES),
     }))
