@@ -61,6 +61,10 @@ struct State {
     /// Counts starts, so that what a dead process left behind is told from what is.
     start: u64,
     node: Option<Node>,
+    /// What it was last started with.
+    options: Option<Options>,
+    /// Starts with other options than the time before.
+    reconfigured: u64,
     /// The process ended by itself.
     stopped: Option<Stop>,
 }
@@ -71,14 +75,15 @@ impl Cluster {
         let net = SimNet::new(draws.clone(), NetConfig::default());
         let traced = trace.clone();
         net.on_trace(Some(Arc::new(move |seen| {
-            let what = match seen.what {
-                TraceWhat::Sent(_) => "net.sent",
-                TraceWhat::Delivered(_) => "net.delivered",
-                TraceWhat::Dropped(_) => "net.dropped",
-                TraceWhat::Cut => "net.cut",
-                TraceWhat::GivenUp => "net.given_up",
+            let (what, segment) = match seen.what {
+                TraceWhat::Sent(segment) => ("net.sent", segment),
+                TraceWhat::Delivered(segment) => ("net.delivered", segment),
+                TraceWhat::Dropped(segment) => ("net.dropped", segment),
+                TraceWhat::Cut => ("net.cut", ""),
+                TraceWhat::GivenUp => ("net.given_up", ""),
             };
-            traced.event(seen.at, seen.from.0, what, seen.bytes);
+            let text = format_args!("{} to {} {segment} {} bytes", seen.connection, seen.to, seen.bytes.len());
+            traced.event(seen.at, seen.from.0, what, seen.bytes, text);
         })));
         let ids: Vec<NodeId> = (1..=u64::from(nodes)).map(NodeId).collect();
         let addresses: BTreeMap<NodeId, String> = ids.iter().map(|id| (*id, address(*id))).collect();
@@ -189,12 +194,15 @@ impl Cluster {
     }
 
     /// Starts the process, unless it runs.
-    pub fn boot(&self, node: NodeId) {
+    pub fn boot(&self, node: NodeId) -> bool {
         let machine = self.machine(node);
+        let config = self.config(node);
         let mut state = machine.state();
         if state.up {
-            return;
+            return false;
         }
+        let before = state.options.replace(config.options.clone());
+        state.reconfigured += u64::from(before.is_some_and(|before| before != config.options));
         state.up = true;
         state.start += 1;
         state.stopped = None;
@@ -211,7 +219,7 @@ impl Cluster {
             clock: Arc::new(machine.clock.clone()),
             events: Events::heard_by(node, Arc::new(self.0.hub.clone())),
         };
-        let (cluster, config) = (self.clone(), self.config(node));
+        let cluster = self.clone();
         let host = runtime.get_node(machine.id).expect("the machine was made at the start");
         host.spawn(async move {
             let started = cluster.clone();
@@ -229,6 +237,7 @@ impl Cluster {
                 state.stopped = ended.err();
             }
         });
+        true
     }
 
     /// Ends the process at once; with `power`, the machine loses what its disk had not synced.
@@ -253,24 +262,32 @@ impl Cluster {
         loss
     }
 
-    /// Stops the process where it is.
-    pub fn pause(&self, node: NodeId) {
+    /// Stops the process where it is, unless it is down or stands still already.
+    pub fn pause(&self, node: NodeId) -> bool {
         let machine = self.machine(node);
         let mut state = machine.state();
-        if state.up && !state.paused {
+        let stops = state.up && !state.paused;
+        if stops {
             state.paused = true;
             Handle::current().pause(machine.id);
         }
+        stops
     }
 
     /// Lets a paused process go on.
-    pub fn resume(&self, node: NodeId) {
+    pub fn resume(&self, node: NodeId) -> bool {
         let machine = self.machine(node);
         let mut state = machine.state();
-        if state.paused {
-            state.paused = false;
+        let goes_on = std::mem::take(&mut state.paused);
+        if goes_on {
             Handle::current().resume(machine.id);
         }
+        goes_on
+    }
+
+    /// How often a node started with other options than the time before.
+    pub fn reconfigured(&self) -> u64 {
+        self.0.nodes.values().map(|machine| machine.state().reconfigured).sum()
     }
 
     /// Nodes whose process ended by itself, and why.

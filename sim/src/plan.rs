@@ -9,13 +9,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Draws;
+use crate::scenario::condition::Condition;
 use crate::scenario::fault::{
     Cutoff, Death, Direction, DiskEffect, DiskFault, DiskOp, Fault, FileClass, Stay, StormKind,
 };
 use crate::scenario::period::{Offset, Period};
 use crate::scenario::position::{Problem, Problems, toml_problems};
 use crate::scenario::target::{Region, Target};
-use crate::scenario::{Action, Cluster, Expect, Rule, Scenario, Step, Storm, Until, WorkloadKind};
+use crate::scenario::{Action, Cluster, Expect, Rule, Scenario, Step, Storm, Until, Wait, WorkloadKind};
 
 /// What one seed of one scenario does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +86,13 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
+impl PlannedFault {
+    /// What it is one of: its storm and kind, whatever its number.
+    pub fn label(&self) -> &str {
+        self.name.rsplit_once('/').map_or(&self.name, |(label, _)| label)
+    }
+}
+
 impl Plan {
     /// Makes every choice of `scenario` for `seed`.
     pub fn resolve(scenario: &Scenario, seed: u64) -> Plan {
@@ -94,7 +102,9 @@ impl Plan {
             name: workload.name.clone(),
             ops: workload.ops,
             clients: (1..=workload.clients)
-                .map(|client| data.range(format_args!("{}/{}/client {client}", scenario.name, workload.name), 0..1 << 53))
+                .map(|client| {
+                    data.range(format_args!("{}/{}/client {client}", scenario.name, workload.name), 0..1 << 53)
+                })
                 .collect(),
             kind: workload.kind.clone(),
         });
@@ -136,18 +146,39 @@ impl Plan {
 
     /// The data files that it reads, relative to the scenario.
     pub fn files(&self) -> Vec<&str> {
-        fn of<'a>(steps: &'a [Step], files: &mut Vec<&'a str>) {
+        let mut files = Vec::new();
+        for step in self.all_steps() {
+            if let Action::Load(load) = &step.action {
+                files.push(load.file.as_str());
+            }
+        }
+        files
+    }
+
+    /// The events that steps wait for.
+    pub fn awaited(&self) -> Vec<&Condition> {
+        let mut events = Vec::new();
+        for step in self.all_steps() {
+            if let Action::Wait(Wait { until: Until::Event(condition), .. }) = &step.action {
+                events.push(condition);
+            }
+        }
+        events
+    }
+
+    /// Every step, also those that are repeated, each once.
+    fn all_steps(&self) -> Vec<&Step> {
+        fn of<'a>(steps: &'a [Step], all: &mut Vec<&'a Step>) {
             for step in steps {
-                match &step.action {
-                    Action::Load(load) => files.push(&load.file),
-                    Action::Repeat { steps, .. } => of(steps, files),
-                    _ => {}
+                all.push(step);
+                if let Action::Repeat { steps, .. } = &step.action {
+                    of(steps, all);
                 }
             }
         }
-        let mut files = Vec::new();
-        of(&self.steps, &mut files);
-        files
+        let mut all = Vec::new();
+        of(&self.steps, &mut all);
+        all
     }
 
     /// Whether random faults strike: such a plan has no reviewed story.
@@ -166,27 +197,49 @@ impl Plan {
         if self.workloads.iter().any(|workload| workload.clients.is_empty()) {
             return Err("a workload without clients: take it out".to_string());
         }
-        let exists = |target: &Target| target.node().is_none_or(|node| node <= self.cluster.nodes);
-        let unknown = |fault: &Fault| fault.targets().into_iter().find(|target| !exists(target)).cloned();
-        let faults = self.faults.iter().map(|planned| (planned.name.as_str(), &planned.fault));
-        let rules = self.rules.iter().map(|rule| (rule.name.as_str(), &rule.fault));
-        for (name, fault) in faults.chain(rules) {
-            if let Some(target) = unknown(fault) {
-                return Err(format!("{name}: there is no node {target} among {}", self.cluster.nodes));
+        for rule in &self.rules {
+            self.check_targets(&rule.name, &rule.fault.targets(), true)?;
+        }
+        for planned in &self.faults {
+            self.check_fault(&planned.name, &planned.fault)?;
+        }
+        for step in self.all_steps() {
+            let name = format!("the step of line {}", step.line);
+            match &step.action {
+                Action::Fault(fault) => self.check_fault(&name, fault)?,
+                Action::Sql(statement) => {
+                    self.check_targets(&name, &statement.node.iter().collect::<Vec<_>>(), false)?;
+                }
+                Action::Wait(Wait { until: Until::Up(target) | Until::Down(target), .. }) => {
+                    self.check_targets(&name, &[target], false)?;
+                }
+                Action::Wait(Wait { until: Until::Fired(rule), .. })
+                    if !self.rules.iter().any(|known| known.name == *rule) =>
+                {
+                    return Err(format!("{name} waits for the rule \"{rule}\", which is not there"));
+                }
+                _ => {}
             }
         }
-        if let Some(planned) = self.faults.iter().find(|planned| planned.fault.needs_event()) {
-            return Err(format!("{}: \"it\" means something only in a rule", planned.name));
+        Ok(())
+    }
+
+    /// A fault that is no rule's.
+    fn check_fault(&self, name: &str, fault: &Fault) -> Result<(), String> {
+        if fault.needs_event() {
+            return Err(format!("{name}: \"it\" means something only in a rule"));
         }
-        for step in &self.steps {
-            if let Action::Wait(wait) = &step.action
-                && let Until::Fired(rule) = &wait.until
-                && !self.rules.iter().any(|known| known.name == *rule)
-            {
-                return Err(format!(
-                    "the step of line {} waits for the rule \"{rule}\", which is not there",
-                    step.line
-                ));
+        self.check_targets(name, &fault.targets(), false)
+    }
+
+    /// That each node is there, and that `it` stands where there is an event.
+    fn check_targets(&self, name: &str, targets: &[&Target], in_rule: bool) -> Result<(), String> {
+        for target in targets {
+            if target.node().is_some_and(|node| node > self.cluster.nodes) {
+                return Err(format!("{name}: there is no node {target} among {}", self.cluster.nodes));
+            }
+            if target.needs_event() && !in_rule {
+                return Err(format!("{name}: \"it\" means something only in a rule"));
             }
         }
         Ok(())
@@ -217,9 +270,8 @@ fn storm_faults(storm: &Storm, nodes: u32, draws: &Draws) -> Vec<PlannedFault> {
 }
 
 fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &Draws) -> Fault {
-    let between = |what: &str, least: u64, most: u64| {
-        Period::ms(draws.range(format_args!("{name}/{what}"), least..most + 1))
-    };
+    let between =
+        |what: &str, least: u64, most: u64| Period::ms(draws.range(format_args!("{name}/{what}"), least..most + 1));
     let lasts = Some(between("for", 500, 8_000));
     let directions = [Direction::Both, Direction::In, Direction::Out];
     let direction = *draws.pick(format_args!("{name}/direction"), &directions).unwrap_or(&Direction::Both);
@@ -376,6 +428,7 @@ exempt = [{ oracle = "liveness", reason = "a storm" }]
             ("for = \"2s\"", "for = \"2x\"", "expected a time"),
             ("heartbeat_ms = 1000", "heartbeat_ms = 9000", "election_min_ms"),
             ("node = \"leader of it\"", "node = \"n9\"", "no node n9"),
+            ("from = [\"n1\"]", "from = [\"n9\"]", "no node n9"),
         ] {
             assert!(text.contains(from), "{from} is not in\n{text}");
             let message = Plan::read(&text.replace(from, to), "plan.toml").unwrap_err().to_string();

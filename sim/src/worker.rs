@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::run::live::Live;
+use crate::run::log;
 use crate::run::outcome::Outcome;
 use crate::run::report::SeedReport;
 use crate::run::{SelfTest, Setup, run_plan, run_self_test};
@@ -107,7 +108,7 @@ fn work() -> Result<(), String> {
     limit(job.memory_mb)?;
     std::panic::set_hook(Box::new(note_panic));
     if let Some(filter) = &job.trace {
-        log_to_stderr(filter)?;
+        log::to_stderr(filter)?;
     }
 
     let record = if job.record { Some(messages.try_clone().map_err(|err| err.to_string())?) } else { None };
@@ -176,17 +177,6 @@ impl Panicked {
         });
         format!("panic: {place}: {text}")
     }
-}
-
-fn log_to_stderr(filter: &str) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|err| format!("trace {filter}: {err}"))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).map_err(|err| err.to_string())
 }
 
 #[cfg(test)]

@@ -97,7 +97,11 @@ pub(super) struct Difference {
 impl Difference {
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.before.iter().map(|line| format!("  {line}")).collect();
-        lines.push(format!("event {} is the first that differs:", self.number));
+        // Each line opens with its virtual time; the earlier of the two is where the runs part.
+        let time = |line: &str| line.split_once(' ').filter(|(time, _)| time.contains('.'))?.0.parse::<f64>().ok();
+        let times = [&self.a, &self.b].into_iter().filter_map(|line| time(line.as_deref()?));
+        let when = times.min_by(f64::total_cmp).map_or(String::new(), |time| format!(" (at {time:.6} s)"));
+        lines.push(format!("event {}{when} is the first that differs:", self.number));
         for (sign, event) in [('-', &self.a), ('+', &self.b)] {
             lines.push(format!("{sign} {}", event.as_deref().unwrap_or("(no more events)")));
         }
@@ -153,6 +157,9 @@ mod tests {
         assert_eq!((difference.number, difference.before.len()), (7, BEFORE));
         assert_eq!(difference.lines()[5..], ["event 7 is the first that differs:", "- 7", "+ x"]);
         assert_eq!(first_event(&shorter, &a).unwrap().unwrap().a, None);
+        let timed = |time: &str| Some(format!("{time} n2 disk.write 0 log/1"));
+        let difference = Difference { number: 9, before: vec![], a: timed("3.250000000"), b: timed("3.125000000") };
+        assert_eq!(difference.lines()[0], "event 9 (at 3.125000 s) is the first that differs:");
         assert_eq!(first_event(&a, &a), Ok(None));
     }
 }

@@ -10,8 +10,10 @@ use crate::plan::{self, Plan};
 use crate::report::directory::{LOG, PLAN, Repro, RunFile, only_seed, read_repro};
 use crate::report::summary::{Done, Summary};
 use crate::report::text::seconds;
+use crate::run::log;
 use crate::run::outcome::Outcome;
 use crate::runner::judge::{judge, judge_alone};
+use crate::runner::log::node_file;
 use crate::runner::project::Project;
 use crate::runner::sweep::{Recording, compared};
 use crate::scenario::Scenario;
@@ -31,7 +33,7 @@ pub(super) struct Replay {
     /// Schedule otherwise: draw so many numbers first. What is reviewed must stay the same.
     #[arg(long, value_name = "N")]
     stir: Option<u64>,
-    /// Keep a log: a level, or a filter like `engine::raft=trace`.
+    /// Keep a log, of all and of each node: a level, or a filter like `engine::raft=trace`.
     #[arg(long, value_name = "LEVEL")]
     trace: Option<String>,
     /// Show the log of this node only: n2.
@@ -65,6 +67,9 @@ impl Replay {
         if node.is_some() && self.trace.is_none() {
             return Err(Failure::usage("--node goes with --trace: it picks lines of the log"));
         }
+        if let Some(filter) = &self.trace {
+            log::parse(filter).map_err(|err| Failure::usage(format!("--trace: {err}")))?;
+        }
         let mut subject = self.subject(&project)?;
         if let Some(stir) = self.stir {
             subject.plan.stir = stir;
@@ -90,10 +95,11 @@ impl Replay {
             note("interrupted");
             return Ok(Outcome::Interrupted);
         }
-        let mut report = match &subject.scenario {
+        let mut report = match (&subject.scenario, self.until) {
             // A run that was cut short has no end to review.
-            Some(scenario) if self.until.is_none() => judge(report, scenario, subject.plan.seed, &project.snapshots()),
-            _ => judge_alone(report, subject.plan.expect.outcome),
+            (_, Some(_)) => report,
+            (Some(scenario), None) => judge(report, scenario, subject.plan.seed, &project.snapshots()),
+            (None, None) => judge_alone(report, subject.plan.expect.outcome),
         };
         if let Some(before) = &subject.before
             && self.until.is_none()
@@ -123,11 +129,14 @@ impl Replay {
         format.seed(&done)?;
         if format != Format::Json {
             let report = &done.report;
+            let outcome = match self.until {
+                Some(until) if report.outcome == Outcome::Pass => format!("stopped at {until}, as asked"),
+                _ => report.outcome.to_string(),
+            };
             say(format!(
-                "{} with seed {}: {}, {} events in {} of virtual time, fingerprint {}",
+                "{} with seed {}: {outcome}, {} events in {} of virtual time, fingerprint {}",
                 done.scenario,
                 done.seed,
-                report.outcome,
                 report.events,
                 seconds(report.virtual_ms),
                 report.fingerprint,
@@ -215,15 +224,13 @@ fn scenario_of(project: &Project, plan: &Plan, source: Option<&str>) -> Option<(
     Some((scenario, file))
 }
 
-/// The log, or the lines of it that are of one node.
-fn show_log(path: &Path, node: Option<u32>) -> Result<(), Failure> {
-    let log = std::fs::read_to_string(path).map_err(|err| Failure::harness(format!("{}: {err}", path.display())))?;
-    let of_node = |line: &&str| match node {
-        None => true,
-        Some(node) => line.split(|c: char| !c.is_ascii_alphanumeric() && c != '=' && c != '"').any(|word| {
-            word == format!("node={node}") || word == format!("n{node}") || word == format!("name=\"n{node}\"")
-        }),
-    };
-    log.lines().filter(of_node).for_each(note);
+/// The log, or what one node said of it.
+fn show_log(log: &Path, node: Option<u32>) -> Result<(), Failure> {
+    let path = node.map_or_else(|| log.to_path_buf(), |node| node_file(log, &format!("n{node}")));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.lines().for_each(note),
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound && node.is_some() => note("the node said nothing"),
+        Err(err) => return Err(Failure::harness(format!("{}: {err}", path.display()))),
+    }
     Ok(())
 }

@@ -271,13 +271,15 @@ pub struct Effects {
     pub entries_lost: u64,
     /// Power losses.
     pub power_losses: u64,
-    /// Reads that failed.
+    /// Operations that were refused for want of room.
+    pub full: u64,
+    /// Reads that the medium failed.
     pub reads_failed: u64,
-    /// Writes and length changes that failed.
+    /// Writes and length changes that the medium failed.
     pub writes_failed: u64,
-    /// Syncs of files and folders that failed.
+    /// Syncs of files and folders that the medium failed.
     pub syncs_failed: u64,
-    /// Changes of names that failed.
+    /// Changes of names that the medium failed.
     pub names_failed: u64,
     /// Operations that had to wait for a stall to end.
     pub stalls: u64,
@@ -292,23 +294,14 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// Every figure with its name, for reports.
-    pub fn list(&self) -> [(&'static str, u64); 13] {
-        [
-            ("bytes_lost", self.bytes_lost),
-            ("sectors_torn", self.sectors_torn),
-            ("entries_lost", self.entries_lost),
-            ("power_losses", self.power_losses),
-            ("reads_failed", self.reads_failed),
-            ("writes_failed", self.writes_failed),
-            ("syncs_failed", self.syncs_failed),
-            ("names_failed", self.names_failed),
-            ("stalls", self.stalls),
-            ("syncs", self.syncs),
-            ("dir_syncs", self.dir_syncs),
-            ("bytes_written", self.bytes_written),
-            ("bytes_synced", self.bytes_synced),
-        ]
+    /// Operations that the medium failed.
+    pub fn io_errors(&self) -> u64 {
+        self.reads_failed + self.writes_failed + self.syncs_failed + self.names_failed
+    }
+
+    /// An operation of the kind that `failed` counts was refused with `error`.
+    pub(super) fn refuse(&mut self, error: i32, failed: fn(&mut Effects) -> &mut u64) {
+        *if error == libc::ENOSPC { &mut self.full } else { failed(self) } += 1;
     }
 }
 

@@ -187,7 +187,7 @@ impl SimDisk {
         let mut state = self.0.state();
         state.end_incarnation();
         state.store.crash();
-        self.0.traced(state.now, "disk.crash", |_| {});
+        self.0.traced(state.now, "disk.crash", |_| {}, format_args!(""));
     }
 
     /// The power failed: of what was not synced, what the draws say is kept.
@@ -205,9 +205,10 @@ impl SimDisk {
         state.effects.bytes_lost += loss.bytes;
         state.effects.sectors_torn += loss.sectors_torn;
         state.effects.entries_lost += loss.entries;
-        self.0.traced(state.now, "disk.power_loss", |digest| {
-            [loss.bytes, loss.sectors_torn, loss.entries].into_iter().for_each(|word| digest.word(word));
-        });
+        let Loss { bytes, sectors_torn, entries } = loss;
+        let fill = |digest: &mut Hash128| [bytes, sectors_torn, entries].into_iter().for_each(|word| digest.word(word));
+        let text = format_args!("lost {bytes} bytes and {entries} names, tore {sectors_torn} sectors");
+        self.0.traced(state.now, "disk.power_loss", fill, text);
         loss
     }
 
@@ -362,12 +363,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event to the trace, if there is one; `fill` gives its payload.
-    fn traced(&self, at: Duration, kind: &'static str, fill: impl FnOnce(&mut Hash128)) {
+    /// Adds an event to the trace, if there is one; `fill` gives its payload, `text` says it to people.
+    fn traced(&self, at: Duration, kind: &'static str, fill: impl FnOnce(&mut Hash128), text: fmt::Arguments<'_>) {
         if let Some(trace) = &self.trace {
             let mut digest = Hash128::default();
             fill(&mut digest);
-            trace.digested(at, self.node, kind, digest.finish());
+            trace.digested(at, self.node, kind, digest.finish(), text);
         }
     }
 }

@@ -190,11 +190,17 @@ impl Mounted {
     async fn end<T>(&self, call: Call<'_>, result: io::Result<T>, fill: impl FnOnce(&mut Hash128)) -> io::Result<T> {
         let now = self.alive(|state| state.now).await;
         let failed = result.as_ref().err().map(|err| err.raw_os_error().unwrap_or(-1));
-        self.shared.traced(now, event(call.op), |digest| {
+        let fill = |digest: &mut Hash128| {
             digest.word(u64::from(failed.unwrap_or(0).unsigned_abs()));
             digest.write(call.path.as_bytes());
             fill(digest);
-        });
+        };
+        match &failed {
+            None => self.shared.traced(now, event(call.op), fill, format_args!("{}", call.path)),
+            Some(number) => {
+                self.shared.traced(now, event(call.op), fill, format_args!("{}: error {number}", call.path));
+            }
+        }
         self.ask(&call, Moment::After).await;
         result
     }
@@ -204,7 +210,7 @@ impl Mounted {
         let Shared { node, draws, .. } = &*self.shared;
         self.alive(|state| {
             let Some(failure) = call.failure else { return work(state) };
-            state.effects.names_failed += 1;
+            state.effects.refuse(failure.os_error(), |effects| &mut effects.names_failed);
             let Call { class, op, nth, .. } = call;
             if draws.chance(format_args!("disk/n{node}/{class}/{op}/{nth}/made"), 0.5) {
                 work(state)?;
@@ -222,7 +228,7 @@ impl Disk for Mounted {
         let result = if how == Open::Create {
             self.change_names(&call, |state| {
                 if state.store.used() >= state.options.capacity {
-                    state.effects.names_failed += 1;
+                    state.effects.full += 1;
                     return Err(os_error(libc::ENOSPC));
                 }
                 state.store.create(path)
@@ -271,7 +277,7 @@ impl Disk for Mounted {
                 self.take_time(path, Op::SyncDir, 0).await;
                 self.alive(|state| match call.failure {
                     Some(failure) => {
-                        state.effects.syncs_failed += 1;
+                        state.effects.refuse(failure.os_error(), |effects| &mut effects.syncs_failed);
                         Err(os_error(failure.os_error()))
                     }
                     None => {
@@ -315,7 +321,7 @@ impl File for SimFile {
             .mounted
             .alive(|state| match call.failure {
                 Some(failure) => {
-                    state.effects.reads_failed += 1;
+                    state.effects.refuse(failure.os_error(), |effects| &mut effects.reads_failed);
                     Err(os_error(failure.os_error()))
                 }
                 None => Ok(Bytes::from(state.store.read(self.id, offset, len))),
@@ -367,7 +373,7 @@ impl File for SimFile {
             .mounted
             .alive(|state| match call.failure {
                 Some(failure) => {
-                    state.effects.syncs_failed += 1;
+                    state.effects.refuse(failure.os_error(), |effects| &mut effects.syncs_failed);
                     state.store.fail_sync(self.id, mark);
                     Err(os_error(failure.os_error()))
                 }
@@ -410,7 +416,7 @@ impl SimFile {
         match stopped {
             None => Ok(()),
             Some((error, _)) => {
-                state.effects.writes_failed += 1;
+                state.effects.refuse(error, |effects| &mut effects.writes_failed);
                 Err(os_error(error))
             }
         }
@@ -432,7 +438,7 @@ impl SimFile {
                 Ok(())
             }
             Some(error) => {
-                state.effects.writes_failed += 1;
+                state.effects.refuse(error, |effects| &mut effects.writes_failed);
                 Err(os_error(error))
             }
         }

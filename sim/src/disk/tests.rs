@@ -478,7 +478,8 @@ async fn reads_and_changes_of_names_fail_when_told_to() {
     assert!(mounted.sync_dir("").await.is_err());
     assert_eq!(names(&disk.power_failure_image()), ["f"]);
     let effects = disk.effects();
-    assert_eq!((effects.reads_failed, effects.writes_failed, effects.syncs_failed), (1, 1, 1));
+    assert_eq!((effects.reads_failed, effects.writes_failed, effects.syncs_failed), (1, 0, 1));
+    assert_eq!((effects.full, effects.io_errors()), (1, 2), "a full disk is no broken one");
 }
 
 #[tokio::test]
@@ -505,7 +506,7 @@ async fn a_full_disk_takes_what_fits_and_recovers() {
     let err = file.write_at(500, Bytes::from_static(&[2; 600])).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::StorageFull);
     assert_eq!(file.len().await.unwrap(), 1000, "what fits is written");
-    assert_eq!((disk.used(), disk.effects().writes_failed), (1000, 1));
+    assert_eq!((disk.used(), disk.effects().full, disk.effects().io_errors()), (1000, 1, 0));
     let refused = mounted.open("g", Open::Create).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StorageFull);
     assert_eq!(file.set_len(1001).await.unwrap_err().kind(), ErrorKind::StorageFull);
@@ -725,7 +726,7 @@ async fn a_hook_ends_the_process_exactly_before_or_after_an_operation() {
 
 #[tokio::test]
 async fn an_image_is_what_a_power_failure_would_leave_and_the_run_does_not_notice() {
-    let trace = Trace::new(false);
+    let trace = Trace::new();
     let disk = SimDisk::new(1, Draws::new(1), Some(trace.clone()), DiskOptions::instant());
     let mounted = disk.mount();
     let file = durable(&*mounted, "f", b"synced").await;
@@ -759,7 +760,7 @@ async fn a_dump_holds_every_file() {
 
 /// Some work with two files, then a power loss. `syncs` of the first file, 6 of the second.
 async fn two_files(draws: &Draws, syncs: u64) -> (Fingerprint, Vec<u8>) {
-    let trace = Trace::new(false);
+    let trace = Trace::new();
     let disk = SimDisk::new(1, draws.clone(), Some(trace.clone()), DiskOptions::default());
     let mounted = disk.mount();
     let (one, two) = (durable(&*mounted, "one", b"").await, durable(&*mounted, "two", b"").await);

@@ -120,6 +120,8 @@ pub struct Effects {
     pub given_up: u64,
     /// Segments that an obstacle has stopped (again, if it did so twice).
     pub segments_held: u64,
+    /// Segments for a machine without power.
+    pub segments_unheard: u64,
     /// Segments that were late because they were lost at first.
     pub segments_lost: u64,
     /// Frames that a hook has delayed.

@@ -666,7 +666,9 @@ impl Wire {
             let Some(at) = self.connections.get_mut(&connection) else { return };
             let [from, to] = [at.ends[way].node, at.ends[1 - way].node];
             let way = &mut at.ways[way];
-            if let Some(placed) = way.held {
+            if way.held.is_some() {
+                // By what is there now: the obstacle that was there first may be gone.
+                let placed = between(&self.obstacles, &self.hosts, from, to).map_or(0, |(placed, _)| placed);
                 self.count_held(placed);
                 return;
             }
@@ -693,9 +695,13 @@ impl Wire {
     }
 
     fn count_held(&mut self, placed: u64) {
-        self.effects.segments_held += 1;
-        if let Some(obstacle) = self.obstacles.get_mut(&placed) {
-            obstacle.held += 1;
+        match self.obstacles.get_mut(&placed) {
+            Some(obstacle) => {
+                obstacle.held += 1;
+                self.effects.segments_held += 1;
+            }
+            // No obstacle was placed: nobody is there.
+            None => self.effects.segments_unheard += 1,
         }
     }
 

@@ -68,16 +68,24 @@ impl ClientOracle {
         self.refused.push((region, key.clone(), row.cloned()));
     }
 
-    /// A read of `key` that began when its floor was `floor` found `found`.
+    /// A read of `key` that began when its floor was `floor` found `rows`.
     pub fn read(
         &mut self,
         model: &Model,
         region: RegionId,
         key: &Key,
         floor: Sequence,
-        found: Option<&Row>,
+        rows: &[(Key, Row)],
     ) -> Result<(), Violation> {
         self.evaluations += 1;
+        let found = match rows {
+            [] => None,
+            [(_, row)] => Some(row),
+            [(_, one), (_, other), ..] => {
+                let evidence = vec![format!("region {region}, key {key:?}"), shown(Some(one)), shown(Some(other))];
+                return violation("a read by key returns several rows", evidence);
+            }
+        };
         let nothing = (floor == Sequence(0) && found.is_none()).then_some(Sequence(0));
         let history = model.region(region).into_iter().flat_map(|region| region.history(key));
         let seen = history.filter(|(sequence, version)| *sequence >= floor && *version == found);
@@ -99,27 +107,29 @@ impl ClientOracle {
         }
     }
 
-    /// At the end: `rows` were read from the whole table whose regions are `regions`.
-    pub fn end(
-        &mut self,
-        model: &Model,
-        expected: &BTreeMap<Key, Row>,
-        found: &BTreeMap<Key, Row>,
-    ) -> Result<(), Violation> {
+    /// At the end: `rows` were read from a whole table, which must hold `expected`.
+    pub fn end(&mut self, model: &Model, expected: &BTreeMap<Key, Row>, rows: &[(Key, Row)]) -> Result<(), Violation> {
         self.evaluations += 1;
+        let mut found: BTreeMap<&Key, &Row> = BTreeMap::new();
+        for (key, row) in rows {
+            if let Some(before) = found.insert(key, row) {
+                let evidence = vec![format!("key {key:?}"), shown(Some(before)), shown(Some(row))];
+                return violation("the table returns a row twice", evidence);
+            }
+        }
         for (key, row) in expected {
-            if found.get(key) != Some(row) {
+            if found.get(key) != Some(&row) {
                 return violation(
                     "the table does not hold what was written",
                     vec![
                         format!("key {key:?}"),
                         format!("expected: {}", shown(Some(row))),
-                        format!("found: {}", shown(found.get(key))),
+                        format!("found: {}", shown(found.get(key).copied())),
                     ],
                 );
             }
         }
-        if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(*key)) {
+        if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(**key)) {
             return violation("the table holds what nobody wrote", vec![format!("key {key:?}"), shown(Some(row))]);
         }
         for (region, key, row) in &self.refused {
@@ -159,4 +169,23 @@ fn shown(row: Option<&Row>) -> String {
 
 fn violation(signature: &str, evidence: Vec<String>) -> Result<(), Violation> {
     Err(Violation { oracle: NAME, signature: signature.to_string(), evidence })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_comes_twice_is_seen() {
+        let row = |key: u8| (Key(vec![key].into()), Vec::new());
+        let rows = [row(1), row(2), row(1)];
+        let mut oracle = ClientOracle::default();
+        let expected = rows.iter().cloned().collect();
+        let violation = oracle.end(&Model::default(), &expected, &rows).unwrap_err();
+        assert_eq!(violation.signature, "the table returns a row twice");
+        oracle.end(&Model::default(), &expected, &rows[..2]).unwrap();
+        let read = oracle.read(&Model::default(), RegionId::META, &rows[0].0, Sequence(0), &rows[..2]);
+        assert_eq!(read.unwrap_err().signature, "a read by key returns several rows");
+        assert_eq!(oracle.evaluations(), 3);
+    }
 }

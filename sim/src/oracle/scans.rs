@@ -1,8 +1,8 @@
 //! Oracle 4b: what a replica returns when all of it is read is what its log says.
 //!
 //! A replica is read whole after each exchange of its version (flush, install, open), and all of them at calm; each time
-//! at its newest sequence. Checks: the rows are exactly those that the model has at that sequence; stored data that was
-//! never damaged can be read.
+//! at its newest sequence. Checks: the rows are exactly those that the model has at that sequence, each once; stored data
+//! that was never damaged can be read.
 //!
 //! Does not check: reads that skip rows or columns (pushed-down filters; the client oracle reads by key), and versions
 //! older than the newest. A replica without rows whose log has none either counts as not compared.
@@ -33,8 +33,8 @@ pub struct Scanned {
     pub node: NodeId,
     /// As of which sequence it was read.
     pub sequence: Sequence,
-    /// What was found.
-    pub rows: BTreeMap<Key, Row>,
+    /// What was found, in the order in which it came.
+    pub rows: Vec<(Key, Row)>,
 }
 
 impl ScanOracle {
@@ -50,16 +50,25 @@ impl ScanOracle {
             return Ok(());
         }
         self.evaluations += 1;
-        let missing = expected.iter().find(|(key, row)| rows.get(**key) != Some(**row));
-        let extra = rows.iter().find(|(key, _)| !expected.contains_key(key));
-        let difference = match (missing, extra) {
-            (None, None) => return Ok(()),
-            (Some((key, row)), _) => [format!("expected {key:?} {row:?}"), format!("found {:?}", rows.get(*key))],
-            (None, Some((key, row))) => [format!("found {key:?} {row:?}"), "expected no such row".to_string()],
+        let wrong = |signature: &str, what: String, instead: String| {
+            let whose = format!("{replica} of {region} on {node} at {sequence}");
+            Err(violation(signature, vec![whose, what, instead]))
         };
-        let mut evidence = vec![format!("{replica} of {region} on {node} at {sequence}")];
-        evidence.extend(difference);
-        Err(violation("a replica's content is not what its log says", evidence))
+        let mut found: BTreeMap<&Key, &Row> = BTreeMap::new();
+        for (key, row) in rows {
+            if let Some(before) = found.insert(key, row) {
+                let once = format!("and before it {before:?}");
+                return wrong("a replica returns a row twice", format!("found {key:?} {row:?}"), once);
+            }
+        }
+        let signature = "a replica's content is not what its log says";
+        if let Some((key, row)) = expected.iter().find(|(key, row)| found.get(*key) != Some(row)) {
+            return wrong(signature, format!("expected {key:?} {row:?}"), format!("found {:?}", found.get(key)));
+        }
+        if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(*key)) {
+            return wrong(signature, format!("found {key:?} {row:?}"), "expected no such row".to_string());
+        }
+        Ok(())
     }
 
     /// A replica said that its data is damaged, or answered with something else than rows.
@@ -97,6 +106,12 @@ mod tests {
         let mut oracle = ScanOracle::default();
         oracle.judge(&Model::default(), &scanned(&[])).unwrap();
         assert_eq!(oracle.evaluations(), 0);
+    }
+
+    #[test]
+    fn a_row_that_comes_twice_is_seen() {
+        let violation = ScanOracle::default().judge(&Model::default(), &scanned(&[7, 8, 7])).unwrap_err();
+        assert_eq!(violation.signature, "a replica returns a row twice");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use engine::types::NodeId;
+
+use crate::cluster::CLIENTS;
 use crate::hash::Hash128;
 use crate::run::outcome::Outcome;
 use crate::run::report::{ResultRows, SeedReport, StoryLine};
@@ -155,7 +158,11 @@ pub fn columns(lines: &[StoryLine], room: usize) -> Vec<String> {
         let cells = cells.iter().map(|cell| format!("{:<width$}", clipped(cell, width - 1)));
         format!("  {first:>9} {}", cells.collect::<String>()).trim_end().to_string()
     };
-    let name = |node: &u64| if *node == 0 { "harness".to_string() } else { format!("n{node}") };
+    let name = |node: &u64| match NodeId(*node) {
+        NodeId(0) => "harness".to_string(),
+        CLIENTS => "clients".to_string(),
+        node => node.to_string(),
+    };
     let mut text = vec![row("", &nodes.iter().map(name).collect::<Vec<_>>())];
     for line in shown {
         let cells = nodes.iter().map(|node| if *node == line.node { line.text.clone() } else { String::new() });

@@ -1,17 +1,21 @@
 //! The clients of a run: sessions by name, statements and loads, and what the client oracle is told of their answers.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{Field, Schema};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
 use engine::frontend::{Output, Session};
 use engine::meta::catalog::TableDef;
 use engine::meta::request::{MetaAnswer, MetaRequest};
 use engine::server::message::{Request, Response};
-use engine::types::{Key, RegionId, Value, encode_keys};
+use engine::types::{Key, NodeId, RegionId, Sequence, Value, encode_keys};
 use engine::{Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -19,6 +23,8 @@ use super::hub::Hub;
 use crate::cluster::Cluster;
 use crate::oracle::Violation;
 use crate::oracle::model::Row;
+use crate::scenario::Load;
+use crate::scenario::sql_type::SqlType;
 
 /// See the module. Clones are the same clients.
 #[derive(Clone)]
@@ -32,6 +38,8 @@ pub struct Clients {
 #[derive(Default)]
 struct Shared {
     sessions: BTreeMap<String, Session>,
+    /// The sessions that clients have in the frontends of nodes.
+    at_nodes: BTreeMap<(String, NodeId), u64>,
     answered: u64,
 }
 
@@ -43,17 +51,21 @@ impl Clients {
 
     /// The session of the client of that name.
     pub fn session(&self, name: &str) -> Session {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared();
         shared.sessions.entry(name.to_string()).or_insert_with(|| self.cluster.clients().session()).clone()
     }
 
     /// Statements that were answered.
     pub fn answered(&self) -> u64 {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).answered
+        self.shared().answered
     }
 
     fn count(&self) {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).answered += 1;
+        self.shared().answered += 1;
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `sql` in the session of `client`.
@@ -92,17 +104,32 @@ impl Clients {
         state.model.tables().filter(|table| table.name == name).last().cloned()
     }
 
-    /// Rows of a Parquet file, as rows of the table, in batches.
-    pub fn rows(
-        &self,
-        table: &TableDef,
-        file: &str,
-        rows: Option<u64>,
-        batch: u64,
-    ) -> Result<Vec<RecordBatch>, String> {
-        let path = self.directory.join(file);
-        let all = read(&path, rows, batch).map_err(|err| format!("{}: {err}", path.display()))?;
-        all.iter().map(|batch| as_rows(table, batch).map_err(|err| format!("{}: {err}", path.display()))).collect()
+    /// The rows of a load, as rows of the table, in batches.
+    pub fn rows(&self, table: &TableDef, load: &Load) -> Result<Vec<RecordBatch>, String> {
+        let path = self.directory.join(&load.file);
+        let named = |err: &dyn Display| format!("{}: {err}", path.display());
+        let all = read(&path, load.rows, load.batch).map_err(|err| named(&err))?;
+        let rows = |batch: &RecordBatch| {
+            let batch = with_casts(batch, &load.casts).map_err(|err| named(&err))?;
+            as_rows(table, &batch).map_err(|err| named(&err))
+        };
+        all.iter().map(rows).collect()
+    }
+
+    /// Runs `sql` in the session that `client` has at `node`. How many rows were affected or returned; none for a
+    /// statement that has no rows.
+    pub async fn execute_at(&self, client: &str, node: NodeId, sql: &str, within: Duration) -> Result<Option<u64>> {
+        let place = (client.to_string(), node);
+        let session = self.shared().at_nodes.get(&place).copied().unwrap_or_default();
+        let request = Request::Sql { session, sql: sql.to_string() };
+        let answer = self.cluster.call(node, request, within).await;
+        self.count();
+        let Response::Sql(answer) = answer? else { return Err(Error::Stopped) };
+        self.shared().at_nodes.insert(place, answer.session);
+        match answer.rows {
+            Some(rows) => count_rows(&rows).map(Some),
+            None => Ok(answer.affected),
+        }
     }
 
     /// Inserts `batch` into `table` below the parser; the oracle hears of the answer.
@@ -135,13 +162,13 @@ impl Clients {
     }
 
     /// What a read of `key` that begins now must at least see.
-    pub fn floor(&self, table: &TableDef, key: &Key) -> engine::types::Sequence {
+    pub fn floor(&self, table: &TableDef, key: &Key) -> Sequence {
         let state = self.hub.state();
         state.clients.floor(place(&state.model, table, key), key)
     }
 
     /// A read of `key` found `found`.
-    pub fn saw(&self, table: &TableDef, key: &Key, floor: engine::types::Sequence, found: Option<&Row>) {
+    pub fn saw(&self, table: &TableDef, key: &Key, floor: Sequence, found: &[(Key, Row)]) {
         let judged = {
             let mut state = self.hub.state();
             let state = &mut *state;
@@ -153,26 +180,26 @@ impl Clients {
 
     /// At the end: reads each table whole and holds it against the model.
     pub async fn compare_all(&self) -> Result<()> {
-        let tables: Vec<TableDef> = {
+        // Of several tables of one name only the newest can be there.
+        let tables: BTreeMap<String, TableDef> = {
             let state = self.hub.state();
-            state.model.tables().cloned().collect()
+            state.model.tables().map(|table| (table.name.clone(), table.clone())).collect()
         };
-        for table in tables {
+        for table in tables.into_values() {
             let columns: Vec<String> =
                 table.schema.columns().iter().map(|column| format!("\"{}\"", column.name)).collect();
             let sql = format!("SELECT {} FROM {}", columns.join(", "), table.name);
             let output = match self.execute("oracle", &sql, Duration::from_secs(60)).await {
                 Ok(Output::Rows { batches, .. }) => batches,
-                // Dropped, or replaced by another of its name.
+                // Dropped.
                 Err(err) if err.code() == "unknown_table" => continue,
                 Ok(_) => return Err(Error::Stopped),
                 Err(err) => return Err(err),
             };
-            let mut found = BTreeMap::new();
+            let mut found = Vec::new();
             for batch in &output {
-                if let Ok(rows) = as_rows(&table, batch) {
-                    found.extend(keyed(&table, &rows));
-                }
+                let rows = as_rows(&table, batch).map_err(|err| Error::Unknown { message: err.to_string() })?;
+                found.extend(keyed(&table, &rows));
             }
             let judged = {
                 let mut state = self.hub.state();
@@ -207,14 +234,37 @@ pub fn keyed(table: &TableDef, rows: &RecordBatch) -> Vec<(Key, Row)> {
     keys.into_iter().enumerate().map(|(number, key)| (key, row(number))).collect()
 }
 
-/// The columns of the table, in its order and types; what the batch lacks is NULL.
-pub fn as_rows(table: &TableDef, batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+/// The columns of the table, in its order and types; what the batch lacks is NULL. A cell that its column cannot hold is
+/// an error, and no NULL.
+pub fn as_rows(table: &TableDef, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = table.schema.to_arrow();
     let columns = schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-        Some(column) => cast(column, field.data_type()),
+        Some(column) => cast_with_options(column, field.data_type(), &STRICT),
         None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
     });
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>, _>>()?)
+}
+
+const STRICT: CastOptions<'static> =
+    CastOptions { safe: false, format_options: arrow::util::display::FormatOptions::new() };
+
+/// The batch with some columns cast to other types.
+fn with_casts(batch: &RecordBatch, casts: &BTreeMap<String, SqlType>) -> Result<RecordBatch, ArrowError> {
+    let mut fields = batch.schema().fields().to_vec();
+    let mut columns = batch.columns().to_vec();
+    for (name, to) in casts {
+        let at = batch.schema().index_of(name)?;
+        columns[at] = cast_with_options(&columns[at], &to.0.to_arrow(), &STRICT)?;
+        fields[at] = Arc::new(Field::new(name, to.0.to_arrow(), true));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// The rows of an Arrow IPC stream.
+fn count_rows(stream: &[u8]) -> Result<u64> {
+    let unread = |err: ArrowError| Error::Unknown { message: format!("the rows of the answer cannot be read: {err}") };
+    let batches = StreamReader::try_new(stream, None).map_err(unread)?;
+    batches.map(|batch| batch.map(|batch| batch.num_rows() as u64).map_err(unread)).sum()
 }
 
 fn read(path: &Path, rows: Option<u64>, batch: u64) -> Result<Vec<RecordBatch>, String> {

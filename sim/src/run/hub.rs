@@ -3,6 +3,7 @@
 //! what a rule wants done goes to the run as a [`Strike`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use engine::meta::{Command, MetaState};
 use engine::types::{NodeId, RegionId, ReplicaId};
 use tokio::sync::{mpsc, watch};
 
-use super::live::Live;
-use super::report::{Decided, Effect, Exempted, Failure, StoryLine};
+use super::marks::{Marks, Scene};
+use super::report::{Decided, Exempted, Failure, StoryLine};
 use super::story::Story;
 use crate::oracle::model::Model;
 use crate::oracle::{
@@ -41,6 +42,8 @@ pub struct Strike {
     pub fault: Fault,
     /// What `it` stands for.
     pub it: It,
+    /// How the event's region stood at the event: the fault strikes later, and others maybe before it.
+    pub seen: Option<String>,
 }
 
 /// What the event of a rule was about.
@@ -58,7 +61,6 @@ pub struct Hub(Arc<Shared>);
 
 struct Shared {
     trace: Trace,
-    live: Arc<Live>,
     state: Mutex<State>,
     strikes: mpsc::UnboundedSender<Strike>,
     /// Versions that were exchanged: their content is to be compared with the model.
@@ -101,7 +103,7 @@ pub struct State {
     convergence_asked: u64,
     rows: u64,
     applied: BTreeMap<RegionId, u64>,
-    marks: BTreeMap<&'static str, u64>,
+    marks: Marks,
 }
 
 /// A rule with what it has counted.
@@ -117,7 +119,6 @@ impl Hub {
     pub fn new(
         plan: &Plan,
         trace: Trace,
-        live: Arc<Live>,
     ) -> (Hub, mpsc::UnboundedReceiver<Strike>, mpsc::UnboundedReceiver<(NodeId, RegionId)>) {
         let (strikes, struck) = mpsc::unbounded_channel();
         let (swaps, swapped) = mpsc::unbounded_channel();
@@ -139,7 +140,7 @@ impl Hub {
             meta_applied: None,
             pending: BTreeMap::new(),
             rules: rules.collect(),
-            waits: Vec::new(),
+            waits: plan.awaited().into_iter().map(|condition| (condition.clone(), 0)).collect(),
             around: VecDeque::new(),
             decided: Vec::new(),
             failure: None,
@@ -152,10 +153,10 @@ impl Hub {
             convergence_asked: 0,
             rows: 0,
             applied: BTreeMap::new(),
-            marks: BTreeMap::new(),
+            marks: Marks::default(),
         };
         let pulse = watch::Sender::new(0);
-        let shared = Shared { trace, live, state: Mutex::new(state), strikes, swaps, pulse };
+        let shared = Shared { trace, state: Mutex::new(state), strikes, swaps, pulse };
         (Hub(Arc::new(shared)), struck, swapped)
     }
 
@@ -177,8 +178,7 @@ impl Hub {
     /// Something of the harness's own happened: a fault, a client's answer.
     pub fn note(&self, kind: &'static str, text: &str) {
         let at = now();
-        self.0.trace.event(at, 0, kind, text.as_bytes());
-        self.0.live.event(micros(at), 0, kind, 0, format_args!("{text}"));
+        self.0.trace.event(at, 0, kind, text.as_bytes(), format_args!("{text}"));
         self.state().remember(at, 0, text.to_string());
         self.0.pulse.send_modify(|count| *count += 1);
     }
@@ -187,11 +187,6 @@ impl Hub {
     pub fn decide(&self, name: &str, value: &str) {
         self.state().decided.push(Decided { name: name.to_string(), value: value.to_string() });
         self.note("decided", &format!("{name} = {value}"));
-    }
-
-    /// An effect of faults.
-    pub fn effect(&self, effect: Effect, amount: u64) {
-        self.state().tally.effect(effect, amount);
     }
 
     /// A table exists (again): its regions and replicas are known from now on.
@@ -213,6 +208,9 @@ impl Hub {
         let table = |id: u32| tables.get(&id).cloned();
         let led: Vec<RegionId> = state.led_by(node);
         let pending: Vec<(RegionId, u64)> = state.pending.iter().map(|(region, rows)| (*region, *rows)).collect();
+        let orphaned = pending.iter().filter(|(region, rows)| *rows > 0 && led.contains(region));
+        let orphaned: Vec<RegionId> = orphaned.map(|(region, _)| *region).collect();
+        state.marks.lost(node, power, &orphaned);
         for (region, rows) in pending {
             let follows = state.replicas.values().any(|place| *place == (region, node));
             if led.contains(&region) {
@@ -235,11 +233,7 @@ impl Listen for Hub {
     fn on_event(&self, node: NodeId, event: &Event) {
         let at = now();
         let payload = postcard::to_allocvec(event).expect("every event has an encoding");
-        self.0.trace.event(at, node.0, event.name(), &payload);
-        if self.0.live.records() {
-            let digest = u64::from(crc32fast::hash(&payload));
-            self.0.live.event(micros(at), node.0, event.name(), digest, format_args!("{}", line(event)));
-        }
+        self.0.trace.event(at, node.0, event.name(), &payload, format_args!("{}", Line(event)));
         let strikes = self.state().hear(at, node, event);
         for strike in strikes {
             // The run may be over already.
@@ -254,11 +248,12 @@ impl Listen for Hub {
 
 impl State {
     fn hear(&mut self, at: Duration, node: NodeId, event: &Event) -> Vec<Strike> {
+        let waits = |region: RegionId| self.pending.get(&region).is_some_and(|rows| *rows > 0);
+        let scene =
+            Scene { unanswered: event.region().is_some_and(waits), procedure: self.meta.procedures().next().is_some() };
+        self.marks.hear(node, event, scene);
         match event {
             Event::BecameLeader { region, replica, term } => {
-                if !self.pending.values().all(|rows| *rows == 0) {
-                    *self.marks.entry("an election while writes were unanswered").or_default() += 1;
-                }
                 let newest = self.leaders.entry(*region).or_default();
                 *newest = (*term, *replica).max(*newest);
             }
@@ -274,22 +269,13 @@ impl State {
                     self.rows += sequence.0.saturating_sub(before);
                 }
             }
-            Event::SnapshotInstalled { .. } => {
-                *self.marks.entry("a snapshot was installed during a load").or_default() += 1;
-            }
-            Event::WriteRepeated { .. } => {
-                *self.marks.entry("a write was answered from the session").or_default() += 1;
-            }
-            Event::LogOpened { torn_bytes, .. } if *torn_bytes > 0 => {
-                *self.marks.entry("a torn tail was cut after a power loss").or_default() += 1;
-            }
             _ => {}
         }
         self.follow_meta(event);
         self.model.on_event(event);
         self.images.on_event(node, event);
         if is_worth_a_line(event) {
-            self.remember(at, node.0, line(event));
+            self.remember(at, node.0, Line(event).to_string());
         }
         let violations: Vec<Violation> =
             self.oracles.iter_mut().filter_map(|oracle| oracle.on_event(at, node, event).err()).collect();
@@ -301,8 +287,12 @@ impl State {
         for (condition, count) in &mut self.waits {
             *count += u64::from(condition.matches(node, event, &table, None));
         }
-        let strikes = self.rules.iter_mut().filter_map(|armed| armed.hear(node, event, &table)).collect();
+        let mut strikes: Vec<Strike> =
+            self.rules.iter_mut().filter_map(|armed| armed.hear(node, event, &table)).collect();
         self.tables = tables;
+        for strike in &mut strikes {
+            strike.seen = self.hit(strike.it);
+        }
         strikes
     }
 
@@ -397,7 +387,7 @@ impl State {
     }
 
     /// How the region of a rule's event stands now, in words that are the same in every run.
-    pub fn hit(&self, it: It) -> Option<String> {
+    fn hit(&self, it: It) -> Option<String> {
         let region = it.region?;
         let name = match self.tables.get(&region.table().0) {
             Some(table) => format!("{table}/{}", region.number()),
@@ -492,7 +482,8 @@ impl State {
     pub fn exempted(&self) -> BTreeMap<String, Exempted> {
         let evaluations = self.evaluations();
         let idle = |oracle: &String| evaluations.get(oracle).is_none_or(|count| *count == 0);
-        let with_idle = |(oracle, one): (&String, &Exempted)| (oracle.clone(), Exempted { idle: idle(oracle), ..one.clone() });
+        let with_idle =
+            |(oracle, one): (&String, &Exempted)| (oracle.clone(), Exempted { idle: idle(oracle), ..one.clone() });
         self.exempted.iter().map(with_idle).collect()
     }
 
@@ -508,7 +499,7 @@ impl State {
 
     /// Situations that were reached.
     pub fn marks(&self) -> BTreeMap<String, u64> {
-        self.marks.iter().map(|(mark, count)| ((*mark).to_string(), *count)).collect()
+        self.marks.counts()
     }
 
     /// Rows committed.
@@ -545,17 +536,13 @@ impl Armed {
         }
         self.struck += 1;
         let after = self.rule.after.map_or(Duration::ZERO, |after| after.duration());
-        Some(Strike { rule: self.rule.name.clone(), after, fault: self.rule.fault.clone(), it })
+        Some(Strike { rule: self.rule.name.clone(), after, fault: self.rule.fault.clone(), it, seen: None })
     }
 }
 
 /// Virtual time since the run began.
 pub fn now() -> Duration {
     madsim::time::TimeHandle::try_current().map_or(Duration::ZERO, |time| time.elapsed())
-}
-
-fn micros(at: Duration) -> u64 {
-    u64::try_from(at.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Events that a person would want to see around a failure.
@@ -574,16 +561,23 @@ fn is_worth_a_line(event: &Event) -> bool {
 }
 
 /// An event in one line, without its payloads.
-pub fn line(event: &Event) -> String {
-    let fields = Event::SCHEMA.iter().find(|(name, _)| *name == event.name()).map_or(&[][..], |(_, fields)| *fields);
-    let mut text = event.name().to_string();
-    for (field, kind) in fields.iter().filter(|(_, kind)| *kind != "Bytes") {
-        let value = event.field(field).unwrap_or_default();
-        let value =
-            if *kind == "Vec<(LogId, u64)>" { format!("{} entries", value.matches("LogId").count()) } else { value };
-        text.push_str(&format!(" {field}={value}"));
+struct Line<'a>(&'a Event);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Line(event) = self;
+        let kind = Event::SCHEMA.iter().find(|(name, _)| *name == event.name());
+        let fields = kind.map_or(&[][..], |(_, fields)| *fields);
+        f.write_str(event.name())?;
+        for (field, kind) in fields.iter().filter(|(_, kind)| *kind != "Bytes") {
+            let value = event.field(field).unwrap_or_default();
+            match *kind {
+                "Vec<(LogId, u64)>" => write!(f, " {field}={} entries", value.matches("LogId").count())?,
+                _ => write!(f, " {field}={value}")?,
+            }
+        }
+        Ok(())
     }
-    text
 }
 
 #[cfg(test)]
@@ -599,7 +593,7 @@ mod tests {
     }
 
     fn hub(expect: &str) -> Hub {
-        Hub::new(&plan(expect), Trace::new(false), Arc::new(Live::new(None))).0
+        Hub::new(&plan(expect), Trace::new()).0
     }
 
     fn found(oracle: &'static str) -> Violation {

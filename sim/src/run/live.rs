@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use super::report::SeedReport;
+use crate::trace::Seen;
 use crate::worker::Message;
 
 type Known = Box<dyn Fn() -> SeedReport + Send>;
@@ -27,11 +28,13 @@ impl Live {
         self.record.is_some()
     }
 
-    /// Records an event as one line: virtual time in microseconds, node, kind, digest of the payload, and what it is in
-    /// words. Where two runs part is the first line that differs.
-    pub fn event(&self, at_us: u64, node: u64, kind: &str, digest: u64, text: fmt::Arguments<'_>) {
+    /// Records an event as one line: virtual time in seconds, node, kind, digest of the payload, and what it is in words.
+    /// Where two runs part is the first line that differs.
+    pub fn event(&self, seen: &Seen<'_>) {
         let Some(record) = &self.record else { return };
-        let line = format!("{at_us} n{node} {kind} {digest:016x} {text}").replace('\n', " ");
+        let Seen { at, node, kind, payload, text } = seen;
+        let (seconds, nanos) = (at.as_secs(), at.subsec_nanos());
+        let line = format!("{seconds}.{nanos:09} n{node} {kind} {payload} {text}").replace('\n', " ");
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         // A runner that does not listen any more kills the worker; there is nobody to tell.
         let _ = Message::Event(line).write(&mut **record);

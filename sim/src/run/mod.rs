@@ -6,6 +6,8 @@
 mod clients;
 pub mod hub;
 pub mod live;
+pub mod log;
+pub mod marks;
 pub mod outcome;
 pub mod report;
 mod self_test;

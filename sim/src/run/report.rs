@@ -35,7 +35,7 @@ pub struct SeedReport {
     pub exempted: BTreeMap<String, Exempted>,
     /// How much each fault did, by the name of an [`Effect`].
     pub effects: BTreeMap<String, u64>,
-    /// How often each situation was reached that a sweep should reach.
+    /// How often each situation was reached that a sweep should reach, by the name of a [`Mark`](super::marks::Mark).
     pub marks: BTreeMap<String, u64>,
     /// The rows of the scenario's `result` queries.
     pub result: Vec<ResultRows>,
@@ -191,8 +191,12 @@ effects! {
     PowerLosses = "power_losses",
     /// Processes that died while the machine stayed up.
     Crashes = "crashes",
+    /// Nodes that a scenario started again, or for the first time since they were lost.
+    Restarts = "restarts",
     /// Nodes that were stopped for a while.
     Pauses = "pauses",
+    /// Nodes that a scenario let go on after a pause.
+    Resumes = "resumes",
     /// Leaders that were asked to hand over.
     Transfers = "transfers",
     /// Bytes that were written and not synced when the power went.
@@ -203,27 +207,22 @@ effects! {
     DirectoryEntriesLost = "directory_entries_lost",
     /// Disk operations that failed.
     IoErrors = "io_errors",
-    /// Writes that were refused for lack of space.
-    DiskFull = "disk_full_errors",
+    /// Disk operations that were refused for lack of space.
+    DiskFull = "disk_full",
     /// Disk operations that took long because of a fault.
     Stalls = "stalls",
     /// Connections that broke.
     ConnectionsCut = "connections_cut",
     /// Segments that were held back by a partition.
     SegmentsHeld = "segments_held",
+    /// Partitions that a scenario healed before their time.
+    Heals = "partitions_healed",
     /// Requests that never arrived.
     RequestsLost = "requests_lost",
     /// Answers that never arrived.
     AnswersLost = "answers_lost",
     /// Clocks that were set wrong.
     ClocksChanged = "clocks_changed",
+    /// Starts of a node with other options than it had before.
+    OptionsChanged = "options_changed",
 }
-
-/// Situations that a sweep should reach; one that it never reached is named in the summary.
-pub const MARKS: &[&str] = &[
-    "an election while writes were unanswered",
-    "a snapshot was installed during a load",
-    "a torn tail was cut after a power loss",
-    "a write was answered from the session",
-    "a flush was cut off by a power loss",
-];

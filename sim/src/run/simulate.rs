@@ -22,19 +22,20 @@ use crate::draw::Draws;
 use crate::oracle::{LIVENESS, Violation};
 use crate::plan::{Plan, PlannedFault};
 use crate::scenario::target::Regions;
-use crate::trace::{CHECKPOINT, Trace};
+use crate::trace::{self, Listener, Trace};
 
 /// Runs it, and in the middle of it the misbehaviour of a `test`. The caller's thread must be fresh.
 pub fn run(setup: &Setup, live: &Arc<Live>, test: Option<SelfTest>) -> SeedReport {
     let plan = &setup.plan;
     let runtime = Runtime::with_seed_and_config(plan.seed, madsim::Config::default());
-    let trace = Trace::new(false);
+    let recorder = live.clone();
+    let trace = Trace::heard_by(live.records().then(|| -> Listener { Arc::new(move |seen| recorder.event(seen)) }));
     runtime.block_on(async {
         for _ in 0..plan.stir {
             let _: u64 = madsim::rand::random();
             tokio::task::yield_now().await;
         }
-        let (hub, struck, swapped) = Hub::new(plan, trace, live.clone());
+        let (hub, struck, swapped) = Hub::new(plan, trace);
         let known = hub.clone();
         live.on_panic(move || summary(&known, SeedReport::new(Outcome::Panic)));
         if let Some(test) = test {
@@ -131,15 +132,14 @@ impl Run {
         madsim::task::spawn(async move {
             while let Some(strike) = struck.recv().await {
                 let striker = by_rules.clone();
-                // As it stood at the event: a fault may strike later, and others before it.
-                let seen = by_rules.hub().state().hit(strike.it);
                 madsim::task::spawn(async move {
                     if !strike.after.is_zero() {
                         madsim::time::sleep(strike.after).await;
                     }
-                    if striker.strike(&strike.rule, &strike.fault, strike.it).await {
+                    let label = rule_label(&strike.rule);
+                    if striker.strike(&strike.rule, &label, &strike.fault, strike.it).await {
                         let what = strike.fault.to_string();
-                        striker.hub().state().story.fault(&strike.rule, what, seen);
+                        striker.hub().state().story.fault(&strike.rule, what, strike.seen);
                     }
                 });
             }
@@ -164,8 +164,7 @@ impl Run {
         let mut steps = Steps::new(cluster.clone(), hub.clone(), clients.clone(), striker.clone());
         steps.run(&plan.steps).await?;
         for working in working {
-            let ended = working.await.map_err(|err| err.to_string()).and_then(|ended| ended);
-            ended.map_err(|what| Failed { outcome: Outcome::Liveness, what })?;
+            working.await.map_err(|err| Failed { outcome: Outcome::Harness, what: err.to_string() })??;
         }
         self.close(plan).await
     }
@@ -228,7 +227,8 @@ impl Run {
         let mut report = SeedReport::new(Outcome::Pass);
         if let Some(parts) = &self.parts {
             report.ops = parts.clients.answered();
-            report.effects = parts.striker.effects();
+            report.effects =
+                parts.striker.effects().iter().map(|(effect, did)| (effect.name().to_string(), *did)).collect();
             report.result = parts.result.clone();
         }
         let is_whole = matches!(ended, Ended::Finished);
@@ -265,7 +265,12 @@ impl Run {
             let of_table = state.model.tables().filter(|known| known.name == table).last();
             of_table.map_or(1, |table| table.regions.len() as u32)
         };
-        vacuous.extend(state.tally.unproved(&regions_of));
+        if let Some(Parts { striker, .. }) = &self.parts {
+            vacuous.extend(state.tally.unproved(&regions_of, &striker.effects()));
+            let met = plan.rules.iter().filter(|rule| state.struck(&rule.name) > 0);
+            let met: Vec<String> = met.map(|rule| rule_label(&rule.name)).collect();
+            vacuous.extend(striker.idle(&plan.faults, &met));
+        }
         let idle = report.oracles.iter().filter(|(_, count)| **count == 0);
         let idle = idle.filter(|(oracle, _)| !report.exempted.contains_key(*oracle));
         vacuous.extend(idle.map(|(oracle, _)| format!("the oracle {oracle} judged nothing")));
@@ -280,6 +285,11 @@ impl Run {
     }
 }
 
+/// What the faults of a rule are accounted by.
+fn rule_label(rule: &str) -> String {
+    format!("the rule \"{rule}\"")
+}
+
 /// The run itself finds that it does not end.
 fn late(what: &str) -> Violation {
     let signature = what.split([':', '\n']).next().unwrap_or_default().to_string();
@@ -291,10 +301,12 @@ fn summary(hub: &Hub, mut report: SeedReport) -> SeedReport {
     let state = hub.state();
     report.fingerprint = trace.fingerprint().to_string();
     report.events = trace.events();
-    let checkpoints = trace.checkpoints().into_iter().enumerate();
-    report.checkpoints = checkpoints
-        .map(|(at, hash)| Checkpoint { events: (at as u64 + 1) * CHECKPOINT, virtual_ms: 0, hash: hash.to_string() })
-        .collect();
+    let checkpoint = |point: trace::Checkpoint| Checkpoint {
+        events: point.events,
+        virtual_ms: point.at.as_millis() as u64,
+        hash: point.state.to_string(),
+    };
+    report.checkpoints = trace.checkpoints().into_iter().map(checkpoint).collect();
     report.virtual_ms = now().as_millis() as u64;
     report.rows = state.rows();
     report.oracles = state.evaluations();
@@ -313,23 +325,25 @@ async fn sweep() {
     }
 }
 
-/// A fault of a storm, at its moment or at the first one after it at which its victim has writes pending.
+/// A fault of a storm, at its moment or at the first one after it at which it can do something: its victim runs, and has
+/// writes pending where the plan wants that.
 async fn planned(striker: Striker, cluster: Cluster, hub: Hub, planned: PlannedFault) {
     madsim::time::sleep(planned.at.duration()).await;
-    if planned.writes_pending {
-        let mut pulse = hub.pulse();
-        let patience = now() + Duration::from_secs(5);
-        while now() < patience {
-            let has = |node: &NodeId| hub.state().has_writes_pending(*node);
-            let targets = planned.fault.targets().into_iter();
-            let mut victims = targets.flat_map(|target| striker.would_hit(&planned.name, target));
-            if victims.any(|node| cluster.is_up(node) && has(&node)) {
-                break;
-            }
-            let _ = madsim::time::timeout(Duration::from_millis(500), pulse.changed()).await;
+    let mut pulse = hub.pulse();
+    let patience = now() + Duration::from_secs(5);
+    while now() < patience {
+        let fits = |node: NodeId| {
+            let runs = cluster.is_up(node) && !cluster.is_paused(node);
+            runs && (!planned.writes_pending || hub.state().has_writes_pending(node))
+        };
+        let targets = planned.fault.targets();
+        let mut victims = targets.iter().flat_map(|target| striker.would_hit(&planned.name, target));
+        if targets.is_empty() || victims.any(fits) {
+            break;
         }
+        let _ = madsim::time::timeout(Duration::from_millis(500), pulse.changed()).await;
     }
-    striker.strike(&planned.name, &planned.fault, It::default()).await;
+    striker.strike(&planned.name, planned.label(), &planned.fault, It::default()).await;
 }
 
 /// Looks at a drawn disk at a drawn moment.

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engine::frontend::Output;
-use engine::server::message::{Request, Response};
 use engine::{Error, Result};
 use madsim::task::JoinHandle;
 
 use super::clients::Clients;
-use super::hub::{Hub, It};
+use super::hub::{Hub, It, now};
 use super::outcome::Outcome;
 use super::strike::Striker;
 use super::watch;
@@ -80,7 +79,8 @@ impl Steps {
                 }
             }
             Action::Fault(fault) => {
-                let struck = self.striker.strike("step", fault, It::default()).await;
+                let label = format!("the step of line {}", step.line);
+                let struck = self.striker.strike("step", &label, fault, It::default()).await;
                 let told = if struck { fault.to_string() } else { format!("{fault}: nobody to hit") };
                 self.hub.state().story.step(step.line, told);
             }
@@ -94,12 +94,15 @@ impl Steps {
     }
 
     async fn sql(&mut self, line: u32, statement: &Statement) -> Result<(), Failed> {
-        let (clients, cluster, hub) = (self.clients.clone(), self.cluster.clone(), self.hub.clone());
+        let (clients, hub) = (self.clients.clone(), self.hub.clone());
         let node = statement
             .node
             .as_ref()
             .and_then(|target| self.striker.nodes("sql", target, It::default()).first().copied());
-        let task = run_statement(clients, cluster, hub, line, statement.clone(), node);
+        if statement.node.is_some() && node.is_none() {
+            return Err(wrong("there is no such node now".to_string()));
+        }
+        let task = run_statement(clients, hub, line, statement.clone(), node);
         match &statement.start {
             None => task.await,
             Some(name) => {
@@ -126,9 +129,9 @@ impl Steps {
             _ => None,
         };
         let used = counter.map_or(0, |counter| *self.waited.entry(counter).or_default());
-        let deadline = super::hub::now() + wait.within.duration();
+        let deadline = now() + wait.within.duration();
         let mut last = String::new();
-        while super::hub::now() < deadline {
+        while now() < deadline {
             match self.holds(&wait.until, counter, used).await {
                 Ok(()) => {
                     if let Some(counter) = counter {
@@ -203,7 +206,6 @@ impl Steps {
 
 async fn run_statement(
     clients: Clients,
-    cluster: Cluster,
     hub: Hub,
     line: u32,
     statement: Statement,
@@ -221,13 +223,7 @@ async fn run_statement(
             Output::Affected(rows) => Some(rows),
             Output::Done => None,
         }),
-        Some(node) => {
-            let request = Request::Sql { session: 0, sql: statement.sql.clone() };
-            cluster.call(node, request, within).await.map(|response| match response {
-                Response::Sql(answer) => answer.affected,
-                _ => None,
-            })
-        }
+        Some(node) => clients.execute_at(client, node, &statement.sql, within).await,
     };
     let told = match &answer {
         Ok(rows) => format!("{}: {}", head(&statement.sql), rows.map_or("done".into(), |rows| format!("{rows} rows"))),
@@ -259,25 +255,23 @@ async fn run_statement(
 }
 
 async fn run_load(clients: Clients, hub: Hub, line: u32, load: Load) -> Result<(), Failed> {
-    if let Some(column) = load.casts.keys().next() {
-        let what =
-            format!("load: casts.{column}: columns are cast to the table's types; other casts are not available yet");
-        return Err(Failed { outcome: Outcome::Harness, what });
-    }
     let Some(table) = clients.table(&load.table) else {
         return Err(wrong(format!("there is no table {}", load.table)));
     };
-    let batches = clients.rows(&table, &load.file, load.rows, load.batch).map_err(wrong)?;
+    // Data that is not what the table needs is no fault of the product's.
+    let unfit = |what: String| Failed { outcome: Outcome::Harness, what };
+    let batches = clients.rows(&table, &load).map_err(unfit)?;
     let client = load.client.as_deref().unwrap_or("steps");
     let within = match (&load.within, load.unknown) {
         (Some(within), _) => within.duration(),
         (None, Unknown::Retry) => PATIENCE,
         (None, Unknown::Fail) => WITHIN,
     };
+    let deadline = now() + within;
     let mut rows = 0;
     for batch in batches {
         rows += clients
-            .insert(client, &table, batch, within)
+            .insert(client, &table, batch, deadline.saturating_sub(now()))
             .await
             .map_err(|err| failed(&err, format!("load of {}: {err}", load.table)))?;
     }
@@ -316,7 +310,7 @@ fn wrong(what: String) -> Failed {
 }
 
 /// What could not be answered in time is the liveness's matter, all else is wrong.
-fn failed(err: &Error, what: String) -> Failed {
+pub(super) fn failed(err: &Error, what: String) -> Failed {
     let late = err.is_retryable() || matches!(err, Error::Deadline { .. } | Error::Partial { .. });
     Failed { outcome: if late { Outcome::Liveness } else { Outcome::Safety }, what }
 }

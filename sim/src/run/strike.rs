@@ -1,18 +1,21 @@
-//! Carries out faults: who is hit is decided here, at the moment of the fault, and written down by name.
+//! Carries out faults: who is hit is decided here, at the moment of the fault, and written down by name. Keeps account of
+//! what each fault did: one that did nothing showed nothing.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine::server::message::Request;
+use engine::server::message::{Kind, Request};
 use engine::types::{NodeId, RegionId};
+use tokio::sync::mpsc;
 
 use super::hub::{Hub, It};
 use super::report::Effect as Did;
 use crate::cluster::{CLIENTS, Cluster};
-use crate::disk::{Class, Effect, Failure, Fate, Moment, Op, Rule};
+use crate::disk::{Class, Effect, Failure, Fate, Moment, Op, Rule, RuleId, SimDisk, Site};
 use crate::draw::Draws;
-use crate::net::{FrameFate, Obstacle};
+use crate::net::{Frame, FrameFate, Obstacle};
+use crate::plan::PlannedFault;
 use crate::scenario::fault::{Direction, DiskEffect, DiskFault, DiskOp, Fault, FileClass, Side};
 use crate::scenario::target::{Region, Target};
 
@@ -23,24 +26,49 @@ pub struct Striker {
     hub: Hub,
     draws: Draws,
     shared: Arc<Mutex<Shared>>,
+    /// Nodes that died at an operation of their disks: which start of it, and whether the power went.
+    deaths: mpsc::UnboundedSender<(NodeId, u64, bool)>,
 }
 
 #[derive(Default)]
 struct Shared {
     /// Who was last hit as a leader, by rule.
     old_leaders: BTreeMap<String, NodeId>,
-    obstacles: Vec<Obstacle>,
+    obstacles: BTreeMap<u64, Placed>,
+    last_obstacle: u64,
     cuts: Vec<Cut>,
+    aims: BTreeMap<NodeId, Vec<Aim>>,
     /// How often each name was drawn for.
     draws: BTreeMap<String, u64>,
     /// No fault strikes any more.
     calm: bool,
-    effects: BTreeMap<&'static str, u64>,
+    effects: BTreeMap<Did, u64>,
+    accounts: BTreeMap<String, Account>,
+}
+
+/// What came of one fault that the scenario declares (by a step, a rule, a kind of a storm), over all its strikes.
+#[derive(Default)]
+struct Account {
+    /// In words, as it was at its first strike.
+    fault: String,
+    struck: u64,
+    did: u64,
+    /// Rules of disks that it armed: these count by themselves.
+    armed: Vec<(SimDisk, RuleId)>,
+    /// Starts with other options before it set some.
+    reconfigured: Option<u64>,
+}
+
+/// An obstacle in the network, and on whose account it is.
+struct Placed {
+    label: String,
+    obstacle: Obstacle,
 }
 
 /// Frames that are to be lost.
 struct Cut {
-    kind: engine::server::message::Kind,
+    label: String,
+    kind: Kind,
     answer: bool,
     from: Option<NodeId>,
     to: Option<NodeId>,
@@ -49,37 +77,38 @@ struct Cut {
     met: u64,
 }
 
+/// An operation of a disk at which its node is to die.
+struct Aim {
+    label: String,
+    moment: Moment,
+    power: bool,
+    class: Option<Class>,
+    ops: &'static [Op],
+    nth: u64,
+    met: u64,
+}
+
 impl Striker {
     /// Strikes `cluster`.
     pub fn new(cluster: Cluster, hub: Hub, draws: Draws) -> Striker {
-        let striker = Striker { cluster, hub, draws, shared: Arc::default() };
+        let (deaths, mut died) = mpsc::unbounded_channel();
+        let striker = Striker { cluster, hub, draws, shared: Arc::default(), deaths };
         let cutter = striker.clone();
-        striker.cluster.net().on_frame(Some(Arc::new(move |frame| {
-            let mut shared = cutter.shared();
-            let mut fate = FrameFate::Deliver;
-            for cut in &mut shared.cuts {
-                // An answer travels the other way; the scenario names the ends of the call.
-                let (asker, asked) = if frame.answer { (frame.to, frame.from) } else { (frame.from, frame.to) };
-                let aimed = cut.kind == frame.kind
-                    && cut.answer == frame.answer
-                    && cut.from.is_none_or(|from| from == asker)
-                    && cut.to.is_none_or(|to| to == asked);
-                if !aimed {
+        striker.cluster.net().on_frame(Some(Arc::new(move |frame| cutter.fate(frame))));
+        let undertaker = striker.clone();
+        madsim::task::spawn(async move {
+            while let Some((node, incarnation, power)) = died.recv().await {
+                // Something else may have ended it meanwhile.
+                if undertaker.cluster.disk(node).incarnation() != incarnation {
                     continue;
                 }
-                cut.met += 1;
-                if cut.met >= cut.nth && cut.met < cut.nth + cut.times {
-                    fate = FrameFate::Cut;
-                }
+                undertaker.kill(node, power).await;
+                // What dies at an operation comes back by itself: the scenario is about what it finds.
+                undertaker.later(Duration::from_millis(100), vec![node], |striker, node| {
+                    striker.cluster.boot(node);
+                });
             }
-            if fate == FrameFate::Cut {
-                let did = if frame.answer { Did::AnswersLost } else { Did::RequestsLost };
-                *shared.effects.entry(did.name()).or_default() += 1;
-                drop(shared);
-                cutter.hub.effect(did, 1);
-            }
-            fate
-        })));
+        });
         striker
     }
 
@@ -88,19 +117,30 @@ impl Striker {
         &self.hub
     }
 
-    /// Carries out `fault`; whether it hit anybody. `name` is the rule's or the plan's: it names the draws.
-    pub async fn strike(&self, name: &str, fault: &Fault, it: It) -> bool {
-        if self.shared().calm {
-            return false;
+    /// Carries out `fault`; whether it hit anybody. `name` is the rule's or the plan's and names the draws; `label` is the
+    /// account that it is on.
+    pub async fn strike(&self, name: &str, label: &str, fault: &Fault, it: It) -> bool {
+        {
+            let mut shared = self.shared();
+            if shared.calm {
+                return false;
+            }
+            if !fault.is_an_end() {
+                let account = shared.accounts.entry(label.to_string()).or_default();
+                account.struck += 1;
+                if account.fault.is_empty() {
+                    account.fault = fault.to_string();
+                }
+            }
         }
-        let struck = self.carry_out(name, fault, it).await;
+        let struck = self.carry_out(name, label, fault, it).await;
         let text =
             if struck { format!("fault {name}: {fault}") } else { format!("fault {name}: {fault}: nobody to hit") };
         self.hub.note("fault", &text);
         struck
     }
 
-    async fn carry_out(&self, name: &str, fault: &Fault, it: It) -> bool {
+    async fn carry_out(&self, name: &str, label: &str, fault: &Fault, it: It) -> bool {
         match fault {
             Fault::PowerLoss(death) | Fault::Crash(death) => {
                 let power = matches!(fault, Fault::PowerLoss(_));
@@ -109,10 +149,13 @@ impl Striker {
                 for node in &nodes {
                     if self.cluster.is_up(*node) {
                         self.kill(*node, power).await;
+                        self.credit(label, 1);
                     }
                 }
                 if let Some(after) = death.restart_after {
-                    self.later(after.duration(), nodes.clone(), |striker, node| striker.cluster.boot(node));
+                    self.later(after.duration(), nodes.clone(), |striker, node| {
+                        striker.cluster.boot(node);
+                    });
                 }
                 !nodes.is_empty()
             }
@@ -122,92 +165,107 @@ impl Striker {
                     if self.cluster.is_up(*node) {
                         self.kill(*node, false).await;
                     }
-                    self.cluster.boot(*node);
+                    self.did(label, Did::Restarts, u64::from(self.cluster.boot(*node)));
                 }
                 !nodes.is_empty()
             }
             Fault::Pause(stay) => {
                 let nodes = self.running(name, &stay.target, it);
                 for node in &nodes {
-                    self.cluster.pause(*node);
-                    self.did(Did::Pauses, 1);
+                    self.did(label, Did::Pauses, u64::from(self.cluster.pause(*node)));
                 }
                 if let Some(lasts) = stay.lasts {
-                    self.later(lasts.duration(), nodes.clone(), |striker, node| striker.cluster.resume(node));
+                    self.later(lasts.duration(), nodes.clone(), |striker, node| {
+                        striker.cluster.resume(node);
+                    });
                 }
                 !nodes.is_empty()
             }
             Fault::Resume(target) => {
                 let nodes = self.nodes(name, target, it);
-                nodes.iter().for_each(|node| self.cluster.resume(*node));
+                for node in &nodes {
+                    self.did(label, Did::Resumes, u64::from(self.cluster.resume(*node)));
+                }
                 !nodes.is_empty()
             }
-            Fault::TransferLeader { region, to } => self.transfer(name, region, to.as_ref(), it).await,
+            Fault::TransferLeader { region, to } => {
+                let asked = self.transfer(name, region, to.as_ref(), it).await;
+                self.did(label, Did::Transfers, u64::from(asked));
+                asked
+            }
             Fault::Isolate(cutoff) => {
                 let nodes = self.nodes(name, &cutoff.target, it);
-                let others = |node: NodeId| {
-                    let mut others = self.cluster.ids();
-                    others.push(CLIENTS);
-                    others.retain(|other| *other != node);
-                    others
-                };
-                let obstacles =
-                    nodes.iter().map(|node| self.obstruct(&[*node], &others(*node), cutoff.direction)).collect();
-                self.hold(obstacles, cutoff.lasts.map(|lasts| lasts.duration()));
+                let everybody: Vec<NodeId> = self.cluster.ids().into_iter().chain([CLIENTS]).collect();
+                let obstacles = nodes.iter().map(|node| {
+                    let others: Vec<NodeId> = everybody.iter().copied().filter(|other| other != node).collect();
+                    self.obstruct(&[*node], &others, cutoff.direction)
+                });
+                self.place(label, obstacles.collect(), cutoff.lasts.map(|lasts| lasts.duration()));
                 !nodes.is_empty()
             }
             Fault::Partition { from, to, direction, lasts } => {
                 let side = |targets: &[Target]| -> Vec<NodeId> {
                     targets.iter().flat_map(|target| self.nodes(name, target, it)).collect()
                 };
-                let obstacle = self.obstruct(&side(from), &side(to), *direction);
-                self.hold(vec![obstacle], lasts.map(|lasts| lasts.duration()));
+                let (from, to) = (side(from), side(to));
+                if from.is_empty() || to.is_empty() {
+                    return false;
+                }
+                let obstacle = self.obstruct(&from, &to, *direction);
+                self.place(label, vec![obstacle], lasts.map(|lasts| lasts.duration()));
                 true
             }
             Fault::Heal => {
-                let obstacles = std::mem::take(&mut self.shared().obstacles);
-                let healed = !obstacles.is_empty();
-                for obstacle in obstacles {
-                    self.lift(obstacle);
-                }
-                healed
+                let placed: Vec<u64> = self.shared().obstacles.keys().copied().collect();
+                placed.iter().for_each(|number| self.lift(*number));
+                self.did(label, Did::Heals, placed.len() as u64);
+                !placed.is_empty()
             }
             Fault::Cut { kind, side, nth, times, from, to } => {
-                let one = |target: &Option<Target>| {
-                    target.as_ref().and_then(|target| self.nodes(name, target, it).first().copied())
+                // Somebody who cannot be found is not everybody.
+                let one = |target: &Option<Target>| match target {
+                    None => Some(None),
+                    Some(target) => self.nodes(name, target, it).first().copied().map(Some),
                 };
-                let (from, to) = (one(from), one(to));
-                let answer = *side == Side::Answer;
+                let (Some(from), Some(to)) = (one(from), one(to)) else { return false };
+                let (label, answer) = (label.to_string(), *side == Side::Answer);
                 if answer {
                     self.hub.state().story.answers_are_lost();
                 }
-                let cut = Cut { kind: kind.0, answer, from, to, nth: *nth, times: *times, met: 0 };
+                let cut = Cut { label, kind: kind.0, answer, from, to, nth: *nth, times: *times, met: 0 };
                 self.shared().cuts.push(cut);
                 true
             }
-            Fault::Disk(fault) => self.fail_disk(name, fault, it),
+            Fault::Disk(fault) => self.fail_disk(name, label, fault, it),
             Fault::Clock { node, offset, drift_ppm } => {
                 let nodes = self.nodes(name, node, it);
                 for node in &nodes {
-                    self.cluster.clock(*node).step(offset.ms);
-                    self.cluster.clock(*node).set_drift(*drift_ppm);
-                    self.did(Did::ClocksChanged, 1);
+                    let clock = self.cluster.clock(*node);
+                    let before = clock.ahead_ms();
+                    clock.step(offset.ms);
+                    clock.set_drift(*drift_ppm);
+                    let is_off = clock.ahead_ms() != before || *drift_ppm != 0;
+                    self.did(label, Did::ClocksChanged, u64::from(is_off));
                 }
                 !nodes.is_empty()
             }
-            // A wiped replica has to come back under a new id, which replacement will do: until then nothing is hit, and a
-            // rule or step that wipes shows as having hit nobody.
-            Fault::Wipe(_) => false,
-            Fault::Option(changes) => self.set_options(changes),
+            Fault::Option(changes) => {
+                let set = self.set_options(changes);
+                let before = self.cluster.reconfigured();
+                if let Some(account) = self.shared().accounts.get_mut(label).filter(|_| set) {
+                    account.reconfigured.get_or_insert(before);
+                }
+                set
+            }
         }
     }
 
     async fn kill(&self, node: NodeId, power: bool) {
         let loss = self.cluster.kill(node, power);
-        self.did(if power { Did::PowerLosses } else { Did::Crashes }, 1);
-        self.did(Did::UnsyncedBytesLost, loss.bytes);
-        self.did(Did::SectorsTorn, loss.sectors_torn);
-        self.did(Did::DirectoryEntriesLost, loss.entries);
+        self.count(if power { Did::PowerLosses } else { Did::Crashes }, 1);
+        self.count(Did::UnsyncedBytesLost, loss.bytes);
+        self.count(Did::SectorsTorn, loss.sectors_torn);
+        self.count(Did::DirectoryEntriesLost, loss.entries);
         super::watch::look_at_disk(&self.cluster, &self.hub, node).await;
     }
 
@@ -227,12 +285,10 @@ impl Striker {
         };
         let Some((_, replica)) = to.and_then(|to| replicas.iter().find(|(node, _)| *node == to)) else { return false };
         let request = Request::Transfer { region: id, to: *replica };
-        let asked = self.cluster.ask(leader, request, Duration::from_secs(2)).await.is_ok();
-        self.did(Did::Transfers, u64::from(asked));
-        asked
+        self.cluster.ask(leader, request, Duration::from_secs(2)).await.is_ok()
     }
 
-    fn fail_disk(&self, name: &str, fault: &DiskFault, it: It) -> bool {
+    fn fail_disk(&self, name: &str, label: &str, fault: &DiskFault, it: It) -> bool {
         let nodes = self.nodes(name, &fault.node, it);
         let class = match fault.files {
             FileClass::Any => None,
@@ -259,7 +315,13 @@ impl Striker {
             }
             DiskEffect::Stall => Effect::Stall(None),
             deadly => {
-                nodes.iter().for_each(|node| self.aim_death(*node, deadly, class, ops, fault.nth));
+                let before = matches!(deadly, DiskEffect::PowerLossBefore | DiskEffect::CrashBefore);
+                let moment = if before { Moment::Before } else { Moment::After };
+                let power = matches!(deadly, DiskEffect::PowerLossBefore | DiskEffect::PowerLossAfter);
+                for node in &nodes {
+                    let (label, nth) = (label.to_string(), fault.nth);
+                    self.aim(*node, Aim { label, moment, power, class, ops, nth, met: 0 });
+                }
                 return !nodes.is_empty();
             }
         };
@@ -268,6 +330,9 @@ impl Striker {
             let disk = self.cluster.disk(*node).clone();
             let armed: Vec<_> =
                 ops.iter().map(|op| disk.arm(Rule { class, op: *op, nth: fault.nth, times, effect })).collect();
+            if let Some(account) = self.shared().accounts.get_mut(label) {
+                account.armed.extend(armed.iter().map(|id| (disk.clone(), *id)));
+            }
             if let Some(lasts) = fault.lasts {
                 madsim::task::spawn(async move {
                     madsim::time::sleep(lasts.duration()).await;
@@ -279,38 +344,55 @@ impl Striker {
         !nodes.is_empty()
     }
 
-    /// The process dies exactly before or after the n-th such operation from now on.
-    fn aim_death(&self, node: NodeId, effect: DiskEffect, class: Option<Class>, ops: &'static [Op], nth: u64) {
-        let moment = match effect {
-            DiskEffect::PowerLossBefore | DiskEffect::CrashBefore => Moment::Before,
-            _ => Moment::After,
-        };
-        let power = matches!(effect, DiskEffect::PowerLossBefore | DiskEffect::PowerLossAfter);
-        let met = Mutex::new(0);
-        let (died, mut dead) = tokio::sync::mpsc::unbounded_channel();
-        self.cluster.disk(node).on_op(Arc::new(move |site| {
-            let aimed =
-                site.moment == moment && ops.contains(&site.op) && class.is_none_or(|class| class == site.class);
-            if !aimed {
-                return Fate::Live;
-            }
-            let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
-            *met += 1;
-            if *met != nth {
-                return Fate::Live;
-            }
-            let _ = died.send(());
-            Fate::Die
-        }));
+    /// The process dies exactly before or after the n-th such operation from now on. Several may be aimed at one disk.
+    fn aim(&self, node: NodeId, aim: Aim) {
+        self.shared().aims.entry(node).or_default().push(aim);
         let striker = self.clone();
-        madsim::task::spawn(async move {
-            if dead.recv().await.is_some() {
-                striker.kill(node, power).await;
-                // What dies at an operation comes back by itself: the scenario is about what it finds.
-                madsim::time::sleep(Duration::from_millis(100)).await;
-                striker.cluster.boot(node);
+        self.cluster.disk(node).on_op(Arc::new(move |site| striker.at_operation(node, site)));
+    }
+
+    /// Whether the node dies at this operation of its disk.
+    fn at_operation(&self, node: NodeId, site: &Site<'_>) -> Fate {
+        let hit: Vec<Aim> = {
+            let mut shared = self.shared();
+            let aims = shared.aims.entry(node).or_default();
+            for aim in aims.iter_mut() {
+                let aimed = aim.moment == site.moment && aim.ops.contains(&site.op);
+                aim.met += u64::from(aimed && aim.class.is_none_or(|class| class == site.class));
             }
-        });
+            aims.extract_if(.., |aim| aim.met == aim.nth).collect()
+        };
+        let Some(first) = hit.first() else { return Fate::Live };
+        hit.iter().for_each(|aim| self.credit(&aim.label, 1));
+        // The run may be over already.
+        let _ = self.deaths.send((node, self.cluster.disk(node).incarnation(), first.power));
+        Fate::Die
+    }
+
+    /// What becomes of a frame.
+    fn fate(&self, frame: &Frame) -> FrameFate {
+        // An answer travels the other way; the scenario names the ends of the call.
+        let (asker, asked) = if frame.answer { (frame.to, frame.from) } else { (frame.from, frame.to) };
+        let lost: Vec<String> = {
+            let mut shared = self.shared();
+            let aimed = |cut: &&mut Cut| {
+                cut.kind == frame.kind
+                    && cut.answer == frame.answer
+                    && cut.from.is_none_or(|from| from == asker)
+                    && cut.to.is_none_or(|to| to == asked)
+            };
+            let met = shared.cuts.iter_mut().filter(aimed).map(|cut| {
+                cut.met += 1;
+                (cut.nth..cut.nth + cut.times).contains(&cut.met).then(|| cut.label.clone())
+            });
+            met.flatten().collect()
+        };
+        if lost.is_empty() {
+            return FrameFate::Deliver;
+        }
+        lost.iter().for_each(|label| self.credit(label, 1));
+        self.count(if frame.answer { Did::AnswersLost } else { Did::RequestsLost }, 1);
+        FrameFate::Cut
     }
 
     fn set_options(&self, changes: &BTreeMap<String, toml::Value>) -> bool {
@@ -328,45 +410,75 @@ impl Striker {
 
     /// Everything is lifted and every node runs; no fault strikes any more.
     pub fn calm(&self) {
-        let obstacles = {
+        let placed: Vec<u64> = {
             let mut shared = self.shared();
             shared.calm = true;
             shared.cuts.clear();
-            std::mem::take(&mut shared.obstacles)
+            shared.aims.clear();
+            shared.obstacles.keys().copied().collect()
         };
-        for obstacle in obstacles {
-            self.lift(obstacle);
-        }
+        placed.into_iter().for_each(|number| self.lift(number));
         self.cluster.net().calm();
-        self.did(Did::SegmentsHeld, self.cluster.net().effects().segments_held);
         for node in self.cluster.ids() {
-            let before = self.cluster.disk(node).effects();
-            self.did(Did::Stalls, before.stalls);
-            self.did(
-                Did::IoErrors,
-                before.reads_failed + before.writes_failed + before.syncs_failed + before.names_failed,
-            );
             self.cluster.disk(node).calm();
-            self.cluster.disk(node).set_capacity(u64::MAX / 2);
             self.cluster.clock(node).correct();
             self.cluster.resume(node);
             self.cluster.boot(node);
         }
     }
 
-    /// What faults did so far, by the names of reports.
-    pub fn effects(&self) -> BTreeMap<String, u64> {
-        let mut effects: BTreeMap<String, u64> =
-            self.shared().effects.iter().map(|(name, amount)| ((*name).to_string(), *amount)).collect();
+    /// What faults did so far.
+    pub fn effects(&self) -> BTreeMap<Did, u64> {
+        let mut effects = self.shared().effects.clone();
         let net = self.cluster.net().effects();
-        effects.insert(Did::ConnectionsCut.name().into(), net.connections_cut + net.resets + net.given_up);
+        let disks: Vec<_> = self.cluster.ids().into_iter().map(|node| self.cluster.disk(node).effects()).collect();
+        effects.extend([
+            (Did::ConnectionsCut, net.connections_cut + net.resets + net.given_up),
+            (Did::SegmentsHeld, net.segments_held),
+            (Did::Stalls, disks.iter().map(|disk| disk.stalls).sum()),
+            (Did::IoErrors, disks.iter().map(|disk| disk.io_errors()).sum()),
+            (Did::DiskFull, disks.iter().map(|disk| disk.full).sum()),
+            (Did::OptionsChanged, self.cluster.reconfigured()),
+        ]);
+        effects.retain(|_, amount| *amount > 0);
         effects
     }
 
-    fn did(&self, effect: Did, amount: u64) {
-        if amount > 0 {
-            *self.shared().effects.entry(effect.name()).or_default() += amount;
-            self.hub.effect(effect, amount);
+    /// Declared faults that did nothing, each with what it was. Of rules only those in `met`, whose event came.
+    pub fn idle(&self, planned: &[PlannedFault], met: &[String]) -> Vec<String> {
+        let placed: Vec<u64> = self.shared().obstacles.keys().copied().collect();
+        placed.into_iter().for_each(|number| self.lift(number));
+        let reconfigured = self.cluster.reconfigured();
+        let shared = self.shared();
+        let did = |account: &Account| {
+            let fired: u64 = account.armed.iter().map(|(disk, id)| disk.fired(*id)).sum();
+            account.did + fired + account.reconfigured.map_or(0, |before| reconfigured - before)
+        };
+        let idle = shared.accounts.iter().filter(|(_, account)| did(account) == 0);
+        let mut idle: Vec<String> = idle
+            .map(|(label, Account { fault, struck, .. })| {
+                format!("{label} ({fault}) struck {struck} times without effect")
+            })
+            .collect();
+        let declared = planned.iter().map(PlannedFault::label).chain(met.iter().map(String::as_str));
+        let late: BTreeSet<&str> = declared.filter(|label| !shared.accounts.contains_key(*label)).collect();
+        idle.extend(late.into_iter().map(|label| format!("{label} never struck: all else was over before")));
+        idle
+    }
+
+    /// Something that a fault did, which also proves that it did something.
+    fn did(&self, label: &str, effect: Did, amount: u64) {
+        self.count(effect, amount);
+        self.credit(label, amount);
+    }
+
+    fn count(&self, effect: Did, amount: u64) {
+        *self.shared().effects.entry(effect).or_default() += amount;
+    }
+
+    fn credit(&self, label: &str, amount: u64) {
+        if let Some(account) = self.shared().accounts.get_mut(label) {
+            account.did += amount;
         }
     }
 
@@ -378,23 +490,33 @@ impl Striker {
         }
     }
 
-    fn hold(&self, obstacles: Vec<Obstacle>, lasts: Option<Duration>) {
-        let Some(lasts) = lasts else {
-            self.shared().obstacles.extend(obstacles);
-            return;
-        };
+    /// Keeps the obstacles until somebody lifts them, or for as long as they last.
+    fn place(&self, label: &str, obstacles: Vec<Obstacle>, lasts: Option<Duration>) {
+        let mut numbers = Vec::new();
+        {
+            let mut shared = self.shared();
+            for obstacle in obstacles {
+                shared.last_obstacle += 1;
+                let number = shared.last_obstacle;
+                shared.obstacles.insert(number, Placed { label: label.to_string(), obstacle });
+                numbers.push(number);
+            }
+        }
+        let Some(lasts) = lasts else { return };
         let striker = self.clone();
         madsim::task::spawn(async move {
             madsim::time::sleep(lasts).await;
-            for obstacle in obstacles {
-                striker.lift(obstacle);
-            }
+            numbers.into_iter().for_each(|number| striker.lift(number));
         });
     }
 
-    fn lift(&self, obstacle: Obstacle) {
-        // What it held counts in the network's own figures.
-        self.cluster.net().lift(obstacle);
+    /// Lifts an obstacle, unless it was healed before; what it held is on its account.
+    fn lift(&self, number: u64) {
+        let placed = self.shared().obstacles.remove(&number);
+        if let Some(Placed { label, obstacle }) = placed {
+            let held = self.cluster.net().lift(obstacle);
+            self.credit(&label, held);
+        }
     }
 
     fn later(&self, after: Duration, nodes: Vec<NodeId>, act: fn(&Striker, NodeId)) {
@@ -481,7 +603,7 @@ impl Striker {
         self.draws.pick(format!("{name}/{count}"), nodes).copied()
     }
 
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,5 @@
 //! Looks at the cluster while and after it runs: disks after a power loss, the content of replicas, convergence.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engine::region::request::{ReplicaStatus, ScanRequest};
@@ -41,7 +40,7 @@ pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option
 pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) {
     let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else { return };
     let Some(status) = status(cluster, node, region).await else { return };
-    let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+    let mut rows: Vec<(Key, Row)> = Vec::new();
     let mut after = None;
     let schema = table.schema.to_arrow();
     loop {
@@ -68,7 +67,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
             };
             for (number, key) in encode_keys(&batch, &table.schema.key()).into_iter().enumerate() {
                 let row = batch.columns().iter().map(|column| Value::of_cell(column, number)).collect();
-                rows.insert(key, row);
+                rows.push((key, row));
             }
         }
         after = page.next;

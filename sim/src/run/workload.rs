@@ -13,13 +13,15 @@ use super::clients::{Clients, as_rows, keyed};
 use crate::draw::Draws;
 use crate::oracle::model::{Row, key_types};
 use crate::plan::PlannedWorkload;
+use crate::run::outcome::Outcome;
+use crate::run::steps::{Failed, failed};
 use crate::scenario::WorkloadKind;
 
 /// A statement that is not answered within this time ends the run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs all clients of `workload` to their end. The error says what stopped one.
-pub async fn run(clients: Clients, workload: PlannedWorkload) -> Result<(), String> {
+pub async fn run(clients: Clients, workload: PlannedWorkload) -> Result<(), Failed> {
     let mut running = Vec::new();
     let count = workload.clients.len() as u64;
     for (number, seed) in workload.clients.iter().enumerate() {
@@ -35,7 +37,7 @@ pub async fn run(clients: Clients, workload: PlannedWorkload) -> Result<(), Stri
         running.push(madsim::task::spawn(client.run(workload.kind.clone(), ops)));
     }
     for client in running {
-        client.await.map_err(|err| err.to_string())??;
+        client.await.map_err(|err| Failed { outcome: Outcome::Harness, what: err.to_string() })??;
     }
     Ok(())
 }
@@ -52,11 +54,9 @@ struct Client {
 }
 
 impl Client {
-    async fn run(mut self, kind: WorkloadKind, ops: u64) -> Result<(), String> {
+    async fn run(mut self, kind: WorkloadKind, ops: u64) -> Result<(), Failed> {
         let name = match &kind {
-            WorkloadKind::Mutate { table, .. }
-            | WorkloadKind::Increment { table, .. }
-            | WorkloadKind::Transfer { table, .. } => table,
+            WorkloadKind::Mutate { table, .. } | WorkloadKind::Increment { table, .. } => table,
         };
         let table = loop {
             // The step that makes the table may still be under way.
@@ -65,44 +65,36 @@ impl Client {
             }
             madsim::time::sleep(Duration::from_millis(50)).await;
         };
-        let failed = |op: u64, err: Error| format!("client {} of {name}, statement {op}: {err}", self.name.clone());
         match &kind {
             WorkloadKind::Mutate { mix, .. } => {
+                let column = changeable(&table)?;
                 let weights = [mix.insert, mix.update, mix.delete, mix.read];
                 for op in 1..=ops {
-                    self.mutate(&table, op, weights).await.map_err(|err| failed_by(&self.name, op, &err))?;
+                    self.mutate(&table, column, op, weights).await?;
                 }
             }
             WorkloadKind::Increment { column, .. } => {
                 let keys = loop {
                     // The step that inserts the rows may still be under way.
-                    let keys = self.first_keys(&table).await.map_err(|err| failed(0, err))?;
+                    let keys = self.first_keys(&table).await.map_err(|err| self.failed(0, &err))?;
                     if !keys.is_empty() {
                         break keys;
                     }
                     madsim::time::sleep(Duration::from_millis(100)).await;
                 };
                 for op in 1..=ops {
-                    let Some(key) = self.draws.pick(format!("op{op}/key"), &keys).cloned() else {
-                        return Err(format!("{name} has no rows to increment"));
-                    };
+                    let Some(key) = self.draws.pick(format!("op{op}/key"), &keys).cloned() else { continue };
                     let condition = condition(&table, &key);
                     let sql = format!("UPDATE {name} SET {column} = {column} + 1 WHERE {condition}");
                     let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
-                    match output.map_err(|err| failed_by(&self.name, op, &err))? {
-                        Output::Affected(1) => {}
-                        other => {
-                            return Err(format!("client {}, statement {op}: one row expected: {other:?}", self.name));
-                        }
-                    }
+                    self.one_row(op, output)?;
                 }
             }
-            WorkloadKind::Transfer { .. } => return Err("the workload `transfer` is not available yet".into()),
         }
         Ok(())
     }
 
-    async fn mutate(&mut self, table: &TableDef, op: u64, weights: [u32; 4]) -> Result<()> {
+    async fn mutate(&mut self, table: &TableDef, column: usize, op: u64, weights: [u32; 4]) -> Result<(), Failed> {
         let total: u32 = weights.iter().sum();
         let mut drawn = self.draws.range(format!("op{op}/kind"), 0..u64::from(total.max(1))) as u32;
         let mut kind = 0;
@@ -123,12 +115,12 @@ impl Client {
                 self.keys += 1;
                 let row = self.new_row(table, op);
                 let batch = batch_of(table, &row);
-                self.clients.insert(&self.name, table, batch, PATIENCE).await?;
+                let inserted = self.clients.insert(&self.name, table, batch, PATIENCE).await;
+                inserted.map_err(|err| self.failed(op, &err))?;
                 self.held.push(row);
             }
             1 => {
-                let (column, value) = change(table, &self.held[at], self.number * 1_000_000 + op);
-                let Some((column, value)) = column.zip(value) else { return Ok(()) };
+                let value = field_cell(table.schema.columns()[column].column_type, self.number * 1_000_000 + op);
                 let mut row = self.held[at].clone();
                 row[column] = value.clone();
                 let name = &table.schema.columns()[column].name;
@@ -137,7 +129,7 @@ impl Client {
                 let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
                 let answer = output.as_ref().map(|_| ()).map_err(Clone::clone);
                 self.clients.told(table, &key_of(table, &row), Some(&row), &answer);
-                one_row(output)?;
+                self.one_row(op, output)?;
                 self.held[at] = row;
             }
             2 => {
@@ -147,7 +139,7 @@ impl Client {
                 let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
                 let answer = output.as_ref().map(|_| ()).map_err(Clone::clone);
                 self.clients.told(table, &key_of(table, &row), None, &answer);
-                one_row(output)?;
+                self.one_row(op, output)?;
             }
             _ => {
                 let row = self.held[at].clone();
@@ -155,14 +147,31 @@ impl Client {
                 let condition = condition(table, &key_values(table, &row));
                 let sql = format!("SELECT * FROM {} WHERE {condition}", table.name);
                 let floor = self.clients.floor(table, &key);
-                let output = self.clients.execute(&self.name, &sql, PATIENCE).await?;
-                let Output::Rows { batches, .. } = output else { return Err(Error::Stopped) };
+                let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
+                let Output::Rows { batches, .. } = output.map_err(|err| self.failed(op, &err))? else {
+                    return Err(self.failed(op, &Error::Stopped));
+                };
                 let found = batches.iter().filter_map(|batch| as_rows(table, batch).ok());
                 let found: Vec<(Key, Row)> = found.flat_map(|batch| keyed(table, &batch)).collect();
-                self.clients.saw(table, &key, floor, found.first().map(|(_, row)| row));
+                self.clients.saw(table, &key, floor, &found);
             }
         }
         Ok(())
+    }
+
+    /// A statement by a key that has a row, which is nobody else's to delete.
+    fn one_row(&self, op: u64, output: Result<Output>) -> Result<(), Failed> {
+        match output.map_err(|err| self.failed(op, &err))? {
+            Output::Affected(1) => Ok(()),
+            other => {
+                let what = format!("client {}, statement {op}: one row was to be affected: {other:?}", self.name);
+                Err(Failed { outcome: Outcome::Safety, what })
+            }
+        }
+    }
+
+    fn failed(&self, op: u64, err: &Error) -> Failed {
+        failed(err, format!("client {}, statement {op}: {err}", self.name))
     }
 
     fn new_row(&self, table: &TableDef, op: u64) -> Row {
@@ -197,17 +206,6 @@ impl Client {
             (0..batch.num_rows()).map(row).collect()
         };
         Ok(batches.iter().flat_map(rows).collect())
-    }
-}
-
-fn failed_by(client: &str, op: u64, err: &Error) -> String {
-    format!("client {client}, statement {op}: {err}")
-}
-
-fn one_row(output: Result<Output>) -> Result<()> {
-    match output? {
-        Output::Affected(1) => Ok(()),
-        other => Err(Error::Unknown { message: format!("one row was to be affected: {other:?}") }),
     }
 }
 
@@ -288,8 +286,9 @@ fn field_cell(column_type: ColumnType, number: u64) -> Value {
     }
 }
 
-/// Another value for the first field that can tell versions apart.
-fn change(table: &TableDef, _row: &Row, number: u64) -> (Option<usize>, Option<Value>) {
+/// The field that updates change: one whose values can tell versions apart. And the key must have room for the clients'
+/// own keys, or one client would write over another's.
+fn changeable(table: &TableDef) -> Result<usize, Failed> {
     let wide = |column_type: ColumnType| {
         matches!(
             column_type,
@@ -299,12 +298,16 @@ fn change(table: &TableDef, _row: &Row, number: u64) -> (Option<usize>, Option<V
                 | ColumnType::UInt64
                 | ColumnType::Float64
                 | ColumnType::String
+                | ColumnType::Binary
         )
     };
-    let mut columns = table.schema.columns().iter().enumerate();
-    let found = columns.find(|(at, column)| !table.schema.is_key(*at) && wide(column.column_type));
-    match found {
-        Some((at, column)) => (Some(at), Some(field_cell(column.column_type, number))),
-        None => (None, None),
+    let columns = || table.schema.columns().iter().enumerate();
+    let has_room = |column_type: ColumnType| wide(column_type) || matches!(column_type, ColumnType::Timestamp(_));
+    let unfit =
+        |what: &str| Failed { outcome: Outcome::Harness, what: format!("mutate: table {} has no {what}", table.name) };
+    if !columns().any(|(at, column)| table.schema.is_key(at) && has_room(column.column_type)) {
+        return Err(unfit("key column of 32 bits or more, or of text, for keys of each client's own"));
     }
+    let field = columns().find(|(at, column)| !table.schema.is_key(*at) && wide(column.column_type));
+    field.map(|(at, _)| at).ok_or_else(|| unfit("field of 32 bits or more, or of text, to update"))
 }

@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
+use super::log::LogFiles;
 use crate::run::outcome::Outcome;
 use crate::run::report::SeedReport;
 use crate::worker::{ARGUMENT, Job, Message};
@@ -41,7 +42,7 @@ pub struct Workers {
 pub struct Keep<'a> {
     /// Recorded events, a line each.
     pub events: Option<&'a Path>,
-    /// The standard error.
+    /// The standard error; what each node said of it is beside it.
     pub log: Option<&'a Path>,
 }
 
@@ -86,7 +87,7 @@ impl Workers {
     fn try_run(&self, job: &Job, keep: &Keep<'_>, stop: &AtomicBool) -> Result<SeedReport, String> {
         let job = serde_json::to_vec(job).map_err(|err| format!("the job cannot be written: {err}"))?;
         let mut events = keep.events.map(create).transpose()?;
-        let mut log = keep.log.map(create).transpose()?;
+        let mut log = keep.log.map(LogFiles::create).transpose()?;
         let mut child = self.start()?;
         let died = std::thread::scope(|scope| {
             let stdin = child.stdin.take();
@@ -271,7 +272,7 @@ fn hear(pipe: impl Read, to: &SyncSender<Heard>) {
 }
 
 /// Reads to the end, so that the worker never waits for us, and keeps the last of it; all of it goes to `log`.
-fn tail_of(mut pipe: impl Read, mut log: Option<&mut File>) -> String {
+fn tail_of(mut pipe: impl Read, mut log: Option<&mut LogFiles>) -> String {
     let mut tail = VecDeque::new();
     let mut piece = [0; 8192];
     loop {
@@ -280,8 +281,7 @@ fn tail_of(mut pipe: impl Read, mut log: Option<&mut File>) -> String {
             Ok(read) => read,
         };
         if let Some(log) = &mut log {
-            // A full disk must not turn a found bug into a lost one.
-            let _ = log.write_all(&piece[..read]);
+            log.write(&piece[..read]);
         }
         tail.extend(&piece[..read]);
         let excess = tail.len().saturating_sub(TAIL_BYTES);

@@ -14,6 +14,7 @@ use super::project::Project;
 use crate::plan::Plan;
 use crate::report::directory::{EVENTS, LOG, PLAN, Repro, RunDirectory, write_seed};
 use crate::report::summary::Done;
+use crate::report::text::seconds;
 use crate::run::outcome::Outcome;
 use crate::run::report::SeedReport;
 use crate::run::{SelfTest, Setup};
@@ -231,22 +232,30 @@ pub fn compared(first: SeedReport, second: &SeedReport) -> SeedReport {
         format!("second  {} {} {} ({} events)", second.fingerprint, second.outcome, second.signature, second.events),
         where_they_part(&first, second),
     ];
+    let at_ms = last_in_common(&first, second).1;
     let mut report = first.turned(outcome, "nondeterminism", what);
     if let Some(failure) = &mut report.failure {
         failure.evidence = evidence;
+        failure.at_ms = Some(at_ms);
     }
     report
 }
 
-/// Between which events two runs part, as far as their checkpoints tell.
+/// Between which events, and when, two runs part, as far as their checkpoints tell.
 pub fn where_they_part(first: &SeedReport, second: &SeedReport) -> String {
-    let pairs = first.checkpoints.iter().zip(&second.checkpoints);
-    let same = pairs.take_while(|(a, b)| a == b).last().map_or(0, |(a, _)| a.events);
-    let next = first.checkpoints.iter().map(|point| point.events).find(|events| *events > same);
+    let (same, same_ms) = last_in_common(first, second);
+    let next = first.checkpoints.iter().find(|point| point.events > same);
+    let after = format!("they part after event {same} ({})", seconds(same_ms));
     match next {
-        Some(next) => format!("they part after event {same} and not after event {next}"),
-        None => format!("they part after event {same}"),
+        Some(next) => format!("{after} and not after event {} ({})", next.events, seconds(next.virtual_ms)),
+        None => after,
     }
+}
+
+/// The last checkpoint that two runs have in common: events before it, and its virtual time.
+fn last_in_common(first: &SeedReport, second: &SeedReport) -> (u64, u64) {
+    let pairs = first.checkpoints.iter().zip(&second.checkpoints);
+    pairs.take_while(|(a, b)| a == b).last().map_or((0, 0), |(a, _)| (a.events, a.virtual_ms))
 }
 
 impl SelfTests {
@@ -287,5 +296,34 @@ impl fmt::Display for SelfTests {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::report::Checkpoint;
+
+    #[test]
+    fn where_two_runs_part_is_told_with_its_time() {
+        let run = |hashes: &[&str]| {
+            let point = |(at, hash): (usize, &&str)| Checkpoint {
+                events: (at as u64 + 1) * 1024,
+                virtual_ms: (at as u64 + 1) * 1500,
+                hash: (*hash).to_string(),
+            };
+            let checkpoints = hashes.iter().enumerate().map(point).collect();
+            SeedReport { checkpoints, fingerprint: hashes.concat(), ..SeedReport::new(Outcome::Pass) }
+        };
+        let (a, b) = (run(&["a", "b", "c"]), run(&["a", "b", "d"]));
+        let told = "they part after event 2048 (3.000 s) and not after event 3072 (4.500 s)";
+        assert_eq!(where_they_part(&a, &b), told);
+        assert_eq!(
+            where_they_part(&a, &run(&["x"])),
+            "they part after event 0 (0.000 s) and not after event 1024 (1.500 s)"
+        );
+        assert_eq!(where_they_part(&run(&["a"]), &a), "they part after event 1024 (1.500 s)");
+        let failure = compared(a, &b).failure.unwrap_or_default();
+        assert_eq!((failure.at_ms, failure.evidence.last().map(String::as_str)), (Some(3000), Some(told)));
     }
 }

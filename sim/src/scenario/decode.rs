@@ -5,15 +5,20 @@ use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
+use arrow::compute::can_cast_types;
+use arrow::datatypes::SchemaRef;
 use engine::options::Options;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use toml::Spanned;
 
+use super::codes::{self, ERROR_CODES};
 use super::condition::Condition;
 use super::fault::{Cutoff, Death, Direction, DiskEffect, DiskFault, Fault, FileClass, Stay, StormKind};
 use super::happened::Happened;
 use super::period::{Offset, Period};
 use super::position::{Problems, Source, one_of};
 use super::raw::{self, Number, Text};
+use super::sql_type::SqlType;
 use super::target::{Target, table_name};
 use super::{
     Action, Cluster, Each, Exempt, Expect, Load, Mix, Rule, Scenario, Statement, Step, Storm, Unknown, Until, Wait,
@@ -46,16 +51,25 @@ pub(super) const VERBS: &[&str] = &[
     "cut",
     "disk",
     "clock",
-    "wipe",
     "option",
 ];
+
+/// Words of a step that the language knows and cannot carry out yet, each with what to do until then.
+pub(super) const LATER: &[(&str, &str)] =
+    &[("wipe", "a replica that lost its disk cannot be replaced yet; `power_loss` and `restart` keep what was synced")];
+
+/// What clients beside the steps can do.
+pub(super) const WORKLOADS: &[&str] = &["mutate", "increment"];
+
+/// What they will be able to do.
+const LATER_WORKLOADS: &[&str] = &["transfer", "nexmark", "tsbs", "ddl_storm"];
 
 /// The words that go with a verb, each with the verbs that it goes with.
 pub(super) const MODIFIERS: &[(&str, &[&str])] = &[
     ("error", &["sql"]),
     ("rows", &["sql"]),
     ("client", &["sql", "load"]),
-    ("node", &["sql", "load"]),
+    ("node", &["sql"]),
     ("within", &["sql", "load"]),
     ("unknown", &["sql", "load"]),
     ("start", &["sql", "load"]),
@@ -83,6 +97,7 @@ pub(super) fn scenario(
         source: Source::new(shown, text),
         directory,
         nodes: 3,
+        options: default_options(),
         started: BTreeMap::new(),
         rule_names: BTreeSet::new(),
         in_rule: false,
@@ -97,6 +112,8 @@ struct Decoder<'a> {
     source: Source<'a>,
     directory: &'a Path,
     nodes: u32,
+    /// What the nodes start with.
+    options: Options,
     /// Statements that were started and not yet joined, with the place.
     started: BTreeMap<String, Range<usize>>,
     rule_names: BTreeSet<String>,
@@ -162,20 +179,20 @@ impl Decoder<'_> {
 
     fn cluster(&mut self, raw: Option<Spanned<raw::Cluster>>) -> Option<Cluster> {
         let Some(raw) = raw else {
-            return Some(Cluster { nodes: self.nodes, options: default_options() });
+            return Some(Cluster { nodes: self.nodes, options: self.options.clone() });
         };
         let raw = raw.into_inner();
         if let Some(nodes) = self.number(&raw.nodes, 1, 99) {
             self.nodes = nodes as u32;
         }
-        let options = self.options(&raw.options)?;
-        Some(Cluster { nodes: self.nodes, options })
+        self.options = self.options(&raw.options)?;
+        Some(Cluster { nodes: self.nodes, options: self.options.clone() })
     }
 
-    /// The simulation's defaults with what the scenario says over them.
+    /// What the nodes start with, with what the scenario says over it.
     fn options(&mut self, raw: &raw::Table) -> Option<Options> {
-        let defaults = toml::Table::try_from(default_options());
-        let mut table = self.source.take(0..0, defaults.map_err(|err| err.to_string()))?;
+        let before = toml::Table::try_from(&self.options);
+        let mut table = self.source.take(0..0, before.map_err(|err| err.to_string()))?;
         let names: Vec<String> = table.keys().cloned().collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut last = 0..0;
@@ -229,7 +246,13 @@ impl Decoder<'_> {
                     self.source.wrong(at, "expected `steps = [{ .. }, ..]`: what is repeated");
                     return None;
                 };
-                Some(Action::Repeat { times, steps: self.steps(steps.into_inner()) })
+                // The second time round nothing of the first may be open, and what was open before is joined once.
+                let before = std::mem::take(&mut self.started);
+                let steps = self.steps(steps.into_inner());
+                for (name, span) in std::mem::replace(&mut self.started, before) {
+                    self.source.wrong(span, format!("expected a later step `join = \"{name}\"` in the same `repeat`"));
+                }
+                Some(Action::Repeat { times, steps })
             }
             _ => self.fault(raw, verb, at).map(Action::Fault),
         }
@@ -237,6 +260,12 @@ impl Decoder<'_> {
 
     /// The one verb of a step, and that all other words go with it.
     fn verb(&mut self, raw: &raw::Step, span: Range<usize>) -> Option<(&'static str, Range<usize>)> {
+        for (at, (word, instead)) in [place(&raw.wipe)].into_iter().zip(LATER) {
+            if let Some(at) = at {
+                self.source.wrong(at, format!("`{word}` is not available: {instead}"));
+                return None;
+            }
+        }
         let verbs: Vec<_> = set_verbs(raw).into_iter().zip(VERBS).filter_map(|(at, verb)| Some((*verb, at?))).collect();
         let (verb, at) = match verbs.as_slice() {
             [] => {
@@ -265,13 +294,17 @@ impl Decoder<'_> {
         if sql.get_ref().trim().is_empty() {
             self.source.wrong(sql.span(), "expected a statement");
         }
-        if let Some(code) = &raw.error
-            && !code.get_ref().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-        {
-            self.source.wrong(code.span(), format!("expected a code like \"not_null\", found \"{}\"", code.get_ref()));
+        if let Some(code) = &raw.error {
+            self.source.take(code.span(), codes::check(code.get_ref(), ERROR_CODES));
         }
         if let (Some(_), Some(rows)) = (&raw.error, &raw.rows) {
             self.source.wrong(rows.span(), "expected `error` or `rows`: a statement that fails has no rows");
+        }
+        let unknown = self.unknown(&raw.unknown);
+        if raw.node.is_some() && unknown == Unknown::Retry {
+            let message =
+                "`retry` does not go with `node`: only a client of its own can resend under the same request id";
+            self.source.wrong(text_span(&raw.unknown), message);
         }
         Some(Statement {
             sql: sql.into_inner(),
@@ -280,7 +313,7 @@ impl Decoder<'_> {
             client: raw.client.map(Spanned::into_inner),
             node: self.target(&raw.node),
             within: self.parsed(&raw.within),
-            unknown: self.unknown(&raw.unknown),
+            unknown,
             start: self.start(raw.start),
         })
     }
@@ -292,24 +325,26 @@ impl Decoder<'_> {
         let table = self.required(&load.table, span.clone(), "`table`");
         let table = table.and_then(|table| self.source.take(text_span(&load.table), table_name(&table)));
         let file = self.required(&load.file, span.clone(), "`file`: a Parquet file, relative to the scenario");
-        if let Some(file) = &file {
-            let path = Path::new(file);
-            if path.is_absolute() {
-                self.source.wrong(text_span(&load.file), "expected a path relative to the scenario");
-            } else if !self.directory.join(path).is_file() {
-                let at = self.directory.join(path);
-                self.source.wrong(text_span(&load.file), format!("there is no file {}", at.display()));
-            }
-        }
+        let columns = file.as_ref().and_then(|file| {
+            let columns = columns_of(self.directory, Path::new(file));
+            self.source.take(text_span(&load.file), columns)
+        });
         let client = raw.client.map(Spanned::into_inner);
-        let node = self.target(&raw.node);
         let within = self.parsed(&raw.within);
         let unknown = self.unknown(&raw.unknown);
         let start = self.start(raw.start);
-        let casts = load.casts.into_iter().map(|(name, to)| (name.into_inner(), to.into_inner())).collect();
+        let mut casts = BTreeMap::new();
+        for (name, to) in load.casts {
+            let to_type = self.source.take(to.span(), to.get_ref().parse::<SqlType>());
+            if let (Some(columns), Some(to_type)) = (&columns, to_type) {
+                let castable = can_be_cast(columns, name.get_ref(), to_type);
+                self.source.take(name.span(), castable);
+                casts.insert(name.into_inner(), to_type);
+            }
+        }
         let rows = self.number(&load.rows, 1, i64::MAX);
         let batch = self.number(&load.batch, 1, MANY).unwrap_or(500);
-        Some(Load { table: table?, file: file?, rows, batch, casts, client, node, within, unknown, start })
+        Some(Load { table: table?, file: file?, rows, batch, casts, client, within, unknown, start })
     }
 
     fn unknown(&mut self, raw: &Text) -> Unknown {
@@ -429,7 +464,6 @@ impl Decoder<'_> {
                 let node = self.required_target(&clock.node, span, "`node`");
                 Fault::Clock { node: node?, offset: offset.unwrap_or_default(), drift_ppm: drift.unwrap_or(0) }
             }
-            "wipe" => Fault::Wipe(self.target(&raw.wipe)?),
             _ => {
                 let options = raw.option?;
                 self.options(options.get_ref())?;
@@ -465,6 +499,13 @@ impl Decoder<'_> {
             }
             _ => {}
         }
+        if let Some(deadly) = effect.filter(DiskEffect::is_deadly) {
+            for (word, at) in [("times", place(&raw.times)), ("for", place(&raw.lasts))] {
+                if let Some(at) = at {
+                    self.source.wrong(at, format!("`{word}` does not go with \"{deadly}\": it happens once"));
+                }
+            }
+        }
         let files = self.parsed(&raw.files).unwrap_or(FileClass::Any);
         let nth = self.number(&raw.nth, 1, MANY).unwrap_or(1);
         let times = self.number(&raw.times, 1, MANY);
@@ -482,8 +523,12 @@ impl Decoder<'_> {
         }
         let event = self.required(&raw.event, span.clone(), "`event`: what it waits for");
         let mut condition = event.and_then(|event| self.source.take(text_span(&raw.event), Condition::of(&event)));
-        if let (Some(condition), Some(Target::Node(node))) = (&mut condition, self.target(&raw.node)) {
-            condition.node = Some(node);
+        match (&mut condition, self.target(&raw.node)) {
+            (_, None) => {}
+            (Some(condition), Some(Target::Node(node))) => condition.node = Some(node),
+            (_, Some(other)) => {
+                self.source.wrong(text_span(&raw.node), format!("expected a node like \"n1\", found \"{other}\""));
+            }
         }
         for (field, value) in raw.fields {
             let Some(condition) = &mut condition else { break };
@@ -550,22 +595,19 @@ impl Decoder<'_> {
         if raw.ops.is_none() {
             self.source.wrong(span.clone(), "expected `ops`: it ends by count");
         }
-        let kind = self.required(&raw.kind, span.clone(), "`kind`: mutate, increment or transfer")?;
-        let given = [
-            ("column", text_place(&raw.column)),
-            ("accounts", raw.accounts.as_ref().map(Spanned::span)),
-            ("mix", raw.mix.as_ref().map(Spanned::span)),
-        ];
+        let kind = self.required(&raw.kind, span.clone(), &format!("`kind`: {}", WORKLOADS.join(" or ")))?;
+        let given = [("column", text_place(&raw.column)), ("mix", place(&raw.mix))];
         let wanted = match kind.as_str() {
             "mutate" => "mix",
             "increment" => "column",
-            "transfer" => "accounts",
-            later @ ("nexmark" | "tsbs" | "ddl_storm") => {
-                self.source.wrong(text_span(&raw.kind), format!("the workload \"{later}\" is not available"));
+            later if LATER_WORKLOADS.contains(&later) => {
+                let message =
+                    format!("the workload \"{later}\" is not available; there is {}", WORKLOADS.join(" and "));
+                self.source.wrong(text_span(&raw.kind), message);
                 return None;
             }
             other => {
-                let message = one_of("a workload", other, &["mutate", "increment", "transfer"]);
+                let message = one_of("a workload", other, WORKLOADS);
                 self.source.wrong(text_span(&raw.kind), message);
                 return None;
             }
@@ -585,8 +627,7 @@ impl Decoder<'_> {
         let table = table.and_then(|table| self.source.take(text_span(&raw.table), table_name(&table)))?;
         let kind = match wanted {
             "mix" => WorkloadKind::Mutate { table, mix: self.mix(raw.mix?)? },
-            "column" => WorkloadKind::Increment { table, column: raw.column?.into_inner() },
-            _ => WorkloadKind::Transfer { table, accounts: self.number(&raw.accounts, 2, MANY)? as u32 },
+            _ => WorkloadKind::Increment { table, column: raw.column?.into_inner() },
         };
         Some(Workload { name, kind, clients, ops: ops? })
     }
@@ -618,6 +659,8 @@ impl Decoder<'_> {
             if let Some(kind) = self.source.take(place.clone(), kind.get_ref().parse::<StormKind>()) {
                 if kinds.contains(&kind) {
                     self.source.wrong(place, format!("{kind} is there twice"));
+                } else if self.nodes == 1 && matches!(kind, StormKind::Partition | StormKind::TransferLeader) {
+                    self.source.wrong(place, format!("{kind} needs two nodes, and there is one"));
                 }
                 kinds.push(kind);
             }
@@ -786,7 +829,6 @@ fn set_verbs(raw: &raw::Step) -> [Option<Range<usize>>; VERBS.len()] {
         place(&raw.cut),
         place(&raw.disk),
         place(&raw.clock),
-        place(&raw.wipe),
         place(&raw.option),
     ]
 }
@@ -807,6 +849,32 @@ fn set_modifiers(raw: &raw::Step) -> [Option<Range<usize>>; MODIFIERS.len()] {
         place(&raw.to),
         place(&raw.direction),
     ]
+}
+
+/// The columns of a data file, which must be one that can be read.
+fn columns_of(directory: &Path, file: &Path) -> Result<SchemaRef, String> {
+    if file.is_absolute() {
+        return Err("expected a path relative to the scenario".to_string());
+    }
+    let path = directory.join(file);
+    let opened = std::fs::File::open(&path).map_err(|err| match err.kind() {
+        std::io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
+        _ => format!("{} cannot be read: {err}", path.display()),
+    })?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(opened);
+    reader.map(|reader| reader.schema().clone()).map_err(|err| format!("{} is no Parquet file: {err}", path.display()))
+}
+
+/// Whether the file's column of that name can be of the type.
+fn can_be_cast(columns: &SchemaRef, name: &str, to: SqlType) -> Result<(), String> {
+    let Ok(column) = columns.field_with_name(name) else {
+        let names: Vec<&str> = columns.fields().iter().map(|field| field.name().as_str()).collect();
+        return Err(one_of("a column of the file", name, &names));
+    };
+    if can_cast_types(column.data_type(), &to.0.to_arrow()) {
+        return Ok(());
+    }
+    Err(format!("the column is {} in the file, which cannot be cast to {to}", column.data_type()))
 }
 
 /// The comment that the file begins with, without its signs.

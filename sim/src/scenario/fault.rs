@@ -9,6 +9,7 @@ use std::str::FromStr;
 use super::period::{Offset, Period, as_text};
 use super::position::one_of;
 use super::target::{Region, Target};
+use crate::run::report::Effect;
 
 /// One fault (or its end), ready to be carried out but for the choice of whom it hits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,8 +74,6 @@ pub enum Fault {
         /// And further by so many millionths of the time that passes.
         drift_ppm: i64,
     },
-    /// Takes everything from the disk of nodes that are down.
-    Wipe(Target),
     /// Options that nodes get at their next start.
     Option(BTreeMap<String, toml::Value>),
 }
@@ -258,6 +257,14 @@ words! {
     }
 }
 
+impl DiskEffect {
+    /// Whether the node dies of it.
+    pub fn is_deadly(&self) -> bool {
+        use DiskEffect::{CrashAfter, CrashBefore, PowerLossAfter, PowerLossBefore};
+        matches!(self, PowerLossBefore | PowerLossAfter | CrashBefore | CrashAfter)
+    }
+}
+
 /// The kind of a frame, by the name that the engine gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameKind(pub Kind);
@@ -296,7 +303,6 @@ impl Fault {
             Fault::Cut { .. } => "cut",
             Fault::Disk(_) => "disk",
             Fault::Clock { .. } => "clock",
-            Fault::Wipe(_) => "wipe",
             Fault::Option(_) => "option",
         }
     }
@@ -307,13 +313,43 @@ impl Fault {
             Fault::PowerLoss(death) | Fault::Crash(death) => vec![&death.target],
             Fault::Pause(stay) => vec![&stay.target],
             Fault::Isolate(cutoff) => vec![&cutoff.target],
-            Fault::Restart(target) | Fault::Resume(target) | Fault::Wipe(target) => vec![target],
+            Fault::Restart(target) | Fault::Resume(target) => vec![target],
             Fault::TransferLeader { to, .. } => to.iter().collect(),
             Fault::Partition { from, to, .. } => from.iter().chain(to).collect(),
             Fault::Cut { from, to, .. } => from.iter().chain(to).collect(),
             Fault::Disk(fault) => vec![&fault.node],
             Fault::Clock { node, .. } => vec![node],
             Fault::Heal | Fault::Option(_) => Vec::new(),
+        }
+    }
+
+    /// Whether it is no fault, but ends some.
+    pub fn is_an_end(&self) -> bool {
+        matches!(self, Fault::Resume(_) | Fault::Heal)
+    }
+
+    /// What it does when it does something.
+    pub fn effect(&self) -> Effect {
+        match self {
+            Fault::PowerLoss(_) => Effect::PowerLosses,
+            Fault::Crash(_) => Effect::Crashes,
+            Fault::Restart(_) => Effect::Restarts,
+            Fault::Pause(_) => Effect::Pauses,
+            Fault::Resume(_) => Effect::Resumes,
+            Fault::TransferLeader { .. } => Effect::Transfers,
+            Fault::Isolate(_) | Fault::Partition { .. } => Effect::SegmentsHeld,
+            Fault::Heal => Effect::Heals,
+            Fault::Cut { side: Side::Request, .. } => Effect::RequestsLost,
+            Fault::Cut { side: Side::Answer, .. } => Effect::AnswersLost,
+            Fault::Disk(fault) => match fault.effect {
+                DiskEffect::Eio => Effect::IoErrors,
+                DiskEffect::Full => Effect::DiskFull,
+                DiskEffect::Slow | DiskEffect::Stall => Effect::Stalls,
+                DiskEffect::PowerLossBefore | DiskEffect::PowerLossAfter => Effect::PowerLosses,
+                DiskEffect::CrashBefore | DiskEffect::CrashAfter => Effect::Crashes,
+            },
+            Fault::Clock { .. } => Effect::ClocksChanged,
+            Fault::Option(_) => Effect::OptionsChanged,
         }
     }
 
@@ -361,7 +397,6 @@ impl fmt::Display for Fault {
             Fault::Clock { node, offset, drift_ppm } => {
                 write!(f, "clock of {node} off by {offset}, drift {drift_ppm} ppm")
             }
-            Fault::Wipe(target) => write!(f, "disk of {target} wiped"),
             Fault::Option(options) => {
                 f.write_str("options")?;
                 options.iter().try_for_each(|(name, value)| write!(f, " {name} = {value}"))

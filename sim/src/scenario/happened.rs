@@ -1,7 +1,6 @@
 //! What a scenario claims to have hit: a closed set of sentences, and the count that proves them.
 //!
-//! A sentence that stays unproved makes the run vacuous: nothing was shown. The tally listens to events and to the
-//! effects of faults; it judges nothing else.
+//! A sentence that stays unproved makes the run vacuous: nothing was shown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,13 +60,17 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("a disk stalled", Effect::Stalls),
     ("a connection was cut", Effect::ConnectionsCut),
     ("segments were held back", Effect::SegmentsHeld),
+    ("a partition was healed", Effect::Heals),
     ("a request was lost", Effect::RequestsLost),
     ("an answer was lost", Effect::AnswersLost),
     ("a node lost power", Effect::PowerLosses),
     ("a process crashed", Effect::Crashes),
+    ("a node was restarted", Effect::Restarts),
     ("a node was paused", Effect::Pauses),
+    ("a paused node went on", Effect::Resumes),
     ("a leader was asked to hand over", Effect::Transfers),
     ("a clock was wrong", Effect::ClocksChanged),
+    ("a node started with other options", Effect::OptionsChanged),
 ];
 
 /// Sentences about events; those whose event has a region may add `in REGIONS`.
@@ -190,7 +193,7 @@ impl fmt::Display for Happened {
 
 as_text!(Happened);
 
-/// Counts what the sentences of a scenario need.
+/// Counts what the sentences of a scenario need, but for the effects of faults, which others count.
 #[derive(Clone, Debug)]
 pub struct Tally {
     /// Each sentence with its count by region (as events show it), `""` for what has none.
@@ -226,15 +229,6 @@ impl Tally {
         }
     }
 
-    /// A fault did `amount` of something.
-    pub fn effect(&mut self, effect: Effect, amount: u64) {
-        for (sentence, counts) in &mut self.counts {
-            if amount > 0 && sentence.claim == Claim::Effect(effect) {
-                *counts.entry(String::new()).or_default() += amount;
-            }
-        }
-    }
-
     /// A node was lost that was `role` to `region` (as events show it) and had `rows` unacknowledged.
     pub fn lost(&mut self, role: Role, region: &str, rows: u64, table: &dyn Fn(u32) -> Option<String>) {
         for (sentence, counts) in &mut self.counts {
@@ -248,8 +242,9 @@ impl Tally {
         }
     }
 
-    /// The sentences that stay unproved, with what was seen. `regions_of` gives the number of regions of a table.
-    pub fn unproved(&self, regions_of: &dyn Fn(&str) -> u32) -> Vec<String> {
+    /// The sentences that stay unproved, with what was seen. `regions_of` gives the number of regions of a table; `effects`
+    /// are those of the faults.
+    pub fn unproved(&self, regions_of: &dyn Fn(&str) -> u32, effects: &BTreeMap<Effect, u64>) -> Vec<String> {
         let unproved = self.counts.iter().filter_map(|(sentence, counts)| {
             // The first leader is no change.
             let free = u64::from(matches!(sentence.claim, Claim::LeaderChanged(_)));
@@ -260,7 +255,10 @@ impl Tally {
                 return (reached < wanted)
                     .then(|| format!("\"{sentence}\": in {reached} of {wanted} regions{}", self.instead(sentence)));
             }
-            let total: u64 = counts.values().map(|count| count.saturating_sub(free)).sum();
+            let total: u64 = match &sentence.claim {
+                Claim::Effect(effect) => effects.get(effect).copied().unwrap_or_default(),
+                _ => counts.values().map(|count| count.saturating_sub(free)).sum(),
+            };
             (total < sentence.at_least)
                 .then(|| format!("\"{sentence}\": {total} of {} times{}", sentence.at_least, self.instead(sentence)))
         });
@@ -347,16 +345,21 @@ mod tests {
     fn a_sentence_is_proved_by_what_it_speaks_of_and_by_nothing_else() {
         let sentences = ["unsynced bytes were lost", "rows were unacknowledged when the leader of flights/* was lost"];
         let mut tally = tally(&sentences);
-        assert_eq!(tally.unproved(&|_| 2).len(), 2);
-        tally.effect(Effect::Crashes, 1);
-        tally.effect(Effect::UnsyncedBytesLost, 0);
+        let mut effects = BTreeMap::from([(Effect::Crashes, 1), (Effect::UnsyncedBytesLost, 0)]);
+        assert_eq!(tally.unproved(&|_| 2, &effects).len(), 2);
         tally.lost(Role::Follower, "t7/0", 5, &tables);
         tally.lost(Role::Leader, "t7/0", 0, &tables);
         tally.lost(Role::Leader, "t8/0", 5, &tables);
-        assert_eq!(tally.unproved(&|_| 2).len(), 2);
-        tally.effect(Effect::UnsyncedBytesLost, 4096);
+        assert_eq!(tally.unproved(&|_| 2, &effects).len(), 2);
+        effects.insert(Effect::UnsyncedBytesLost, 4096);
         tally.lost(Role::Leader, "t7/0", 5, &tables);
-        assert_eq!(tally.unproved(&|_| 2), Vec::<String>::new());
+        assert_eq!(tally.unproved(&|_| 2, &effects), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_effect_can_be_claimed() {
+        let claimed: Vec<Effect> = EFFECTS.iter().map(|(_, effect)| *effect).collect();
+        assert!(Effect::ALL.iter().all(|(effect, _)| claimed.contains(effect)), "{claimed:?}");
     }
 
     #[test]
@@ -365,7 +368,7 @@ mod tests {
         for (number, term) in [(0, 1), (1, 1), (0, 2), (0, 3)] {
             tally.event(NodeId(1), &elected(number, term), &tables);
         }
-        let unproved = tally.unproved(&|_| 2);
+        let unproved = tally.unproved(&|_| 2, &BTreeMap::new());
         assert_eq!(
             unproved,
             [
@@ -373,6 +376,6 @@ mod tests {
             ]
         );
         tally.event(NodeId(1), &elected(1, 2), &tables);
-        assert!(tally.unproved(&|_| 2).is_empty());
+        assert!(tally.unproved(&|_| 2, &BTreeMap::new()).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! A scenario is a TOML file in `scenarios/`. [`read`] makes plain data of it or says at which line and column it is
 //! wrong. Random choices are not made here but in [`crate::plan`]; nothing here knows how a verb is carried out.
 
+mod codes;
 pub mod condition;
 mod decode;
 pub mod fault;
@@ -11,6 +12,7 @@ pub mod period;
 pub mod position;
 mod raw;
 pub mod schema;
+pub mod sql_type;
 pub mod target;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ use fault::{Fault, StormKind};
 use happened::Happened;
 use period::Period;
 use position::{Problem, Problems};
+use sql_type::SqlType;
 use target::{Regions, Target};
 
 /// One scenario as its file says it.
@@ -149,12 +152,10 @@ pub struct Load {
     pub rows: Option<u64>,
     /// Rows of one INSERT.
     pub batch: u64,
-    /// Columns of the file that need another type, with the type.
-    pub casts: BTreeMap<String, String>,
+    /// Columns of the file that are cast before they become the table's, with the type.
+    pub casts: BTreeMap<String, SqlType>,
     /// See [`Statement::client`].
     pub client: Option<String>,
-    /// See [`Statement::node`].
-    pub node: Option<Target>,
     /// All must be answered within.
     pub within: Option<Period>,
     /// See [`Statement::unknown`].
@@ -260,13 +261,6 @@ pub enum WorkloadKind {
         table: String,
         /// The column.
         column: String,
-    },
-    /// Moves amounts between accounts; the sum stays.
-    Transfer {
-        /// The table.
-        table: String,
-        /// How many accounts.
-        accounts: u32,
     },
 }
 

@@ -144,7 +144,6 @@ pub(super) struct Workload {
     pub kind: Text,
     pub table: Text,
     pub column: Text,
-    pub accounts: Number,
     pub clients: Number,
     pub ops: Number,
     pub mix: Option<Spanned<Mix>>,
