@@ -3,7 +3,8 @@
 //! At drawn moments and after each power loss the durable content of a disk is opened beside the run, as a starting node
 //! would. Checks: the log opens; every entry that was reported durable, every vote that was reported saved is there; the
 //! manifest of each replica reaches at least as far as its last finished flush; every file that it names exists and
-//! verifies; after collection no other file is left; the log starts no later than behind the flushed entry.
+//! verifies; after collection no other file is left; the log starts no later than behind the flushed entry; when a byte
+//! of the log changes that was durable before its last batch, the log says so and does not take it for a torn tail.
 //!
 //! Does not check: what the files' rows are (the replica oracle scans them when they are in use), and nodes that were
 //! told to forget a replica at that very moment.
@@ -11,7 +12,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use engine::disk::Disk;
+use bytes::Bytes;
+use engine::Error;
+use engine::disk::{Disk, Open};
 use engine::event::{Event, Events};
 use engine::log::Log;
 use engine::options::Options;
@@ -144,7 +147,48 @@ pub async fn check(
             check_files(node, *id, &disk, options, &events, promise, state.purged).await?;
         }
     }
-    log.close().await.map_err(|err| violation("a log cannot be closed", node, vec![err.to_string()]))
+    log.close().await.map_err(|err| violation("a log cannot be closed", node, vec![err.to_string()]))?;
+    check_damage(node, &disk, options).await
+}
+
+/// Records that a log's opening writes at most, in bytes: they are its last batch afterwards.
+const OPENING: u64 = 96;
+
+/// Changes a byte of the log, and opens it. The log was opened and closed before, so that a batch follows whatever an
+/// unfinished one left: no change but one of that batch can be a torn write. Which byte depends on how long the log is;
+/// every other time it is one of the last segment, where a torn write could be.
+async fn check_damage(node: NodeId, disk: &Arc<dyn Disk>, options: &Options) -> Result<(), Violation> {
+    let broken = |err: std::io::Error| violation("the image of a log cannot be changed", node, vec![err.to_string()]);
+    let names = disk.list("log").await.map_err(broken)?;
+    let mut segments = Vec::with_capacity(names.len());
+    for name in names {
+        let file = disk.open(&format!("log/{name}"), Open::Write).await.map_err(broken)?;
+        let len = file.len().await.map_err(broken)?;
+        segments.push((name, file, len));
+    }
+    let whole: u64 = segments.iter().map(|(_, _, len)| len).sum();
+    let choice = u64::from(crc32fast::hash(&whole.to_le_bytes()));
+    if choice.is_multiple_of(2) && segments.last().is_some_and(|(_, _, len)| *len > OPENING) {
+        segments.drain(..segments.len() - 1);
+    }
+    let range = segments.iter().map(|(_, _, len)| len).sum::<u64>().saturating_sub(OPENING);
+    let Some(mut at) = choice.checked_rem(range) else { return Ok(()) };
+    for (name, file, len) in segments {
+        if at >= len {
+            at -= len;
+            continue;
+        }
+        let byte = file.read_at(at, 1).await.map_err(broken)?;
+        let changed = Bytes::from(vec![byte.first().map_or(1, |byte| byte ^ 1)]);
+        file.write_at(at, changed).await.map_err(broken)?;
+        let place = format!("byte {at} of {len} of {name} was changed");
+        return match Log::open(disk.clone(), "log", options, Events::of(node)).await {
+            Err(Error::Damaged { .. }) => Ok(()),
+            Err(err) => Err(violation("damage of a log is called something else", node, vec![place, err.to_string()])),
+            Ok(_) => Err(violation("a damaged log was opened", node, vec![place])),
+        };
+    }
+    Ok(())
 }
 
 async fn check_files(
