@@ -51,6 +51,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 }
 
 /// An open file. Calls may overlap; each takes effect as a whole at some moment between call and answer.
+#[expect(clippy::len_without_is_empty, reason = "each is a question to the disk, and nobody asks the other one")]
 #[async_trait]
 pub trait File: fmt::Debug + Send + Sync + 'static {
     /// Up to `len` bytes from `offset`; fewer only where the file ends.

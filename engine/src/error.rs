@@ -109,7 +109,6 @@ pub enum Invalid {
     UnknownColumn,
     UnknownFunction,
     UnknownOption,
-    UnknownJob,
     DuplicateTable,
     DuplicateColumn,
     WrongType,
@@ -124,6 +123,7 @@ pub enum Invalid {
     Schema,
     Plan,
     Evaluation,
+    QueryTooLarge,
     Mismatch,
     Request,
 }
@@ -141,6 +141,94 @@ pub enum IoKind {
 }
 
 impl Error {
+    /// Every stable code. A code is never renamed, and never given another meaning.
+    ///
+    /// Of these the statement must be changed, nothing was written:
+    ///
+    /// | code | what is wrong |
+    /// |---|---|
+    /// | `syntax` | the text is no statement, or has another number of values than columns |
+    /// | `unsupported` | the statement is understood and not supported |
+    /// | `unknown_table` | there is no such table; the message may have one with a similar name, as for all unknown names |
+    /// | `unknown_column` | the table has no such column |
+    /// | `unknown_function` | there is no such function |
+    /// | `unknown_option` | a table cannot be created with such an option |
+    /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
+    /// | `duplicate_column` | a column is defined or given twice |
+    /// | `wrong_type` | a value is of another type; CAST it |
+    /// | `out_of_range` | a value is of the right type and does not fit, or a computation overflows |
+    /// | `not_null` | NULL where the column is NOT NULL |
+    /// | `missing_key` | a row without a value for a key column, or a table without a key |
+    /// | `partition_gap` | some rows would belong to no partition; the message has an example |
+    /// | `partition_overlap` | some rows would belong to two partitions; the message has an example |
+    /// | `partition_rule` | a partition expression is not of the form that the message names |
+    /// | `key_change` | an UPDATE of a key column; DELETE the row and INSERT another |
+    /// | `option` | an option has no legal value; the message has the range |
+    /// | `schema` | the definition of a table contradicts itself |
+    /// | `plan` | the query makes no sense; the message says why |
+    /// | `evaluation` | an expression cannot be computed for some row (a division by zero) |
+    /// | `query_too_large` | the query needs more memory than it may have; select less, or do it in several statements |
+    /// | `mismatch` | two parts of the cluster disagree on what something is; a bug or another cluster's node |
+    /// | `request` | a message that no client of this engine would send |
+    ///
+    /// Of these the caller does something else:
+    ///
+    /// | code | what the caller does | may it be applied? |
+    /// |---|---|---|
+    /// | `not_leader` | asks the leader; the message names it where it is known | no |
+    /// | `region_not_found` | refreshes the route and tries again | no |
+    /// | `schema_changed` | refreshes the table, plans and tries again | no |
+    /// | `busy` | waits and tries again | no |
+    /// | `conflict` | reads the rows anew and decides again | no |
+    /// | `session_expired` | opens a new session; what was sent before in the old one, nobody knows | perhaps |
+    /// | `too_old` | reads at a newer sequence | no |
+    /// | `unknown_outcome` | resends under the same request id, or looks | perhaps |
+    /// | `deadline` | tries again with more time | no |
+    /// | `partial` | looks at the regions that the message names | in part |
+    /// | `damaged` | restores or replaces the replica; trying again does not help | no |
+    /// | `storage_full` | makes room on the disk | no |
+    /// | `io` | looks at the disk or network; a lost connection may be tried again | perhaps |
+    /// | `stopped` | goes to another node | no |
+    pub const CODES: &[&str] = &[
+        "syntax",
+        "unsupported",
+        "unknown_table",
+        "unknown_column",
+        "unknown_function",
+        "unknown_option",
+        "duplicate_table",
+        "duplicate_column",
+        "wrong_type",
+        "out_of_range",
+        "not_null",
+        "missing_key",
+        "partition_gap",
+        "partition_overlap",
+        "partition_rule",
+        "key_change",
+        "option",
+        "schema",
+        "plan",
+        "evaluation",
+        "query_too_large",
+        "mismatch",
+        "request",
+        "not_leader",
+        "region_not_found",
+        "schema_changed",
+        "busy",
+        "conflict",
+        "session_expired",
+        "too_old",
+        "unknown_outcome",
+        "deadline",
+        "partial",
+        "damaged",
+        "storage_full",
+        "io",
+        "stopped",
+    ];
+
     /// A statement that breaks the rule `code`.
     pub fn invalid(code: Invalid, message: impl Into<String>) -> Error {
         Error::Invalid { code, message: message.into() }
@@ -163,7 +251,7 @@ impl Error {
         Error::Io { kind, message: format!("{what}: {err}") }
     }
 
-    /// The stable code: what a script compares, what a scenario's `error = ".."` names.
+    /// The stable code, one of [`Error::CODES`]: what a script compares, what a scenario's `error = ".."` names.
     pub fn code(&self) -> &'static str {
         match self {
             Error::Invalid { code, .. } => code.code(),
@@ -209,12 +297,13 @@ impl Error {
 
     /// Whether the request may have been applied although it failed.
     pub fn may_have_applied(&self) -> bool {
-        match self {
-            Error::Unknown { .. } | Error::Partial { .. } => true,
-            Error::Io { kind: IoKind::ConnectionLost | IoKind::TimedOut, .. } => true,
-            Error::SessionExpired { .. } => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Error::Unknown { .. }
+                | Error::Partial { .. }
+                | Error::SessionExpired { .. }
+                | Error::Io { kind: IoKind::ConnectionLost | IoKind::TimedOut, .. }
+        )
     }
 }
 
@@ -228,7 +317,6 @@ impl Invalid {
             Invalid::UnknownColumn => "unknown_column",
             Invalid::UnknownFunction => "unknown_function",
             Invalid::UnknownOption => "unknown_option",
-            Invalid::UnknownJob => "unknown_job",
             Invalid::DuplicateTable => "duplicate_table",
             Invalid::DuplicateColumn => "duplicate_column",
             Invalid::WrongType => "wrong_type",
@@ -243,6 +331,7 @@ impl Invalid {
             Invalid::Schema => "schema",
             Invalid::Plan => "plan",
             Invalid::Evaluation => "evaluation",
+            Invalid::QueryTooLarge => "query_too_large",
             Invalid::Mismatch => "mismatch",
             Invalid::Request => "request",
         }
@@ -300,5 +389,43 @@ mod tests {
         assert!(err.is_deterministic() && !err.is_retryable());
         let err = Error::io(&io::Error::from(io::ErrorKind::StorageFull), "write log/3");
         assert_eq!(err.code(), "storage_full");
+    }
+
+    /// Every variant of an enum, with zeros for its fields: encodings number the variants from 0 on without gaps. So one
+    /// that is added is found without anybody adding it here.
+    fn variants<T: serde::de::DeserializeOwned>() -> Vec<T> {
+        let decoded = |number: u8| {
+            let mut bytes = [0; 32];
+            bytes[0] = number;
+            postcard::take_from_bytes(&bytes).map(|(variant, _)| variant).ok()
+        };
+        (0..=u8::MAX).map_while(decoded).collect()
+    }
+
+    #[test]
+    fn every_code_is_listed_once_and_said_what_it_means() {
+        let invalid = variants::<Invalid>().into_iter().map(|code| Error::invalid(code, ""));
+        let io = variants::<IoKind>().into_iter().map(|kind| Error::Io { kind, message: String::new() });
+        let mut codes: Vec<&str> =
+            variants::<Error>().into_iter().chain(invalid).chain(io).map(|err| err.code()).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        let mut listed = Error::CODES.to_vec();
+        listed.sort_unstable();
+        assert_eq!(listed, codes);
+        for code in Error::CODES {
+            assert_eq!(include_str!("error.rs").matches(&format!("/// | `{code}` |")).count(), 1, "the row of {code}");
+        }
+    }
+
+    #[test]
+    fn the_code_of_a_rule_is_its_name() {
+        for rule in variants::<Invalid>() {
+            let name: String = format!("{rule:?}")
+                .chars()
+                .flat_map(|c| c.is_uppercase().then_some('_').into_iter().chain(c.to_lowercase()))
+                .collect();
+            assert_eq!(rule.code(), name.trim_start_matches('_'));
+        }
     }
 }

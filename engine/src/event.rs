@@ -72,6 +72,7 @@ impl Event {
             ReplicaCreated,
             ReplicaDropped,
             ReplicaReopening,
+            LogStalled,
             TransferStarted,
             WriteProposed,
             WriteAnswered,
@@ -295,7 +296,7 @@ events! {
         /// The replica.
         replica: ReplicaId,
     }
-    /// A raft instance died of a failed log write and is opened anew.
+    /// A raft instance died, of a failed write or apply, and is opened anew.
     ReplicaReopening {
         /// The group.
         region: RegionId,
@@ -304,7 +305,17 @@ events! {
         /// Why, for people.
         reason: String,
     }
-    /// A leader hands over on request.
+    /// A leader's log does not get on: appends are not durable for longer than an election timeout. It hands over, if
+    /// there is somebody to hand over to.
+    LogStalled {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Its appends that are late.
+        late: u64,
+    }
+    /// A leader hands over.
     TransferStarted {
         /// The group.
         region: RegionId,

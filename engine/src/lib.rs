@@ -1,4 +1,81 @@
-//! Seedbed: a region engine with incremental materialized views; each region is a raft group.
+//! Seedbed: a region engine; each region is a raft group with an LSM tree of its own. (Incremental materialized views are to
+//! come; the way that a change takes through a region is made for them.)
+//!
+//! # The life of a statement
+//!
+//! `INSERT INTO flights VALUES (..)`, from the client to the files. Names without a link are private to their module.
+//!
+//! 1. [`Session::execute`](frontend::Session::execute) gives the statement its deadline, [`sql::parse`] makes a
+//!    [`sql::Statement`] of the text, `Session::run` chooses what to do. Should a table turn out to be another one than it
+//!    was thought to be, `Session::again_if_changed` begins anew, as long as nothing is written.
+//! 2. `Session::insert_statement` finds the table by `Routes::table`: in the cache, or at the leader of meta, which answers
+//!    in [`meta::Service::handle`] after a ReadIndex.
+//! 3. [`sql::Values::column`] computes the cells and casts them, `insert::complete` adds the defaults
+//!    ([`sql::Evaluator::default`]) and refuses NULL where the table does. Now there are whole rows.
+//! 4. `Session::begin` numbers the statement within its session: a resent part of it will be told from a new one.
+//!    `partition::split` gives each row to its region, `Frontend::write` sends each region's rows, all regions at the same
+//!    time, in pieces that a frame can carry.
+//! 5. `Routes::region` asks whoever it takes for the region's leader, follows hints, goes through the replicas, pauses, until
+//!    there is an answer that no retry would change, or the deadline.
+//! 6. [`Router::call`](server::router::Router::call) calls its own node directly and the others by
+//!    [`Peers::call`](server::rpc::Peers::call): a checksummed frame on the connection of its [`Lane`](server::rpc::Lane).
+//!    There, [`rpc::serve`](server::rpc::serve) reads it and `node::Shared::answer` takes it to the replica.
+//! 7. `Store::write` refuses it if the replica does not lead. [`Region::admit`](region::Region::admit) waits for a place
+//!    among the writes under way, [`Region::validate`](region::Region::validate) checks the rows and makes a
+//!    [`Command`](region::command::Command) of them, [`Group::propose`](raft::Group::propose) gives it to raft.
+//! 8. openraft appends the entry by `raft::store::Store::append`. [`ReplicaLog::append`](log::ReplicaLog::append) finds its
+//!    place in the node's one log, where it can be read at once; `log::writer::write` writes what has gathered meanwhile, of
+//!    all groups, as one batch with one fsync; then [`Flushed`](log::Flushed) resolves and raft hears of it.
+//! 9. At the same time `raft::network::Link::append_entries` sends the entry to the other replicas, where
+//!    [`Group::answer`](raft::Group::answer) takes it and answers when it is durable. With a majority it is committed;
+//!    [`ReplicaLog::save_committed`](log::ReplicaLog::save_committed) notes that, without an fsync of its own. A leader whose
+//!    own log does not get on hands over ([`Group::hand_over_when_stalled`](raft::Group::hand_over_when_stalled)).
+//! 10. `raft::machine::Driver::apply`, on each replica and in the order of the log, calls
+//!     [`Machine::apply`](raft::Machine::apply) of the [`Region`](region::Region). `Region::apply_write` answers a repeated
+//!     request from memory, refuses one for another schema or whose rows changed since they were read, and otherwise
+//!     `Region::write` gives each row its [`Sequence`](types::Sequence) and puts it into the
+//!     [`Memtable`](storage::memtable::Memtable::write).
+//! 11. `Region::finish` remembers the answer of the session's request, publishes the sequence (from now on the rows are read)
+//!     and says so by [`Event::Applied`](event::Event::Applied). Raft hands the outcome to `Group::propose`, and the answer
+//!     goes back the way that the request came.
+//!
+//! Later, on each replica by itself:
+//!
+//! 12. `region::flush::work` wakes when the memtable is full or the interval is over. [`Region::flush`](region::Region::flush)
+//!     freezes the memtable together with the side state as of that entry, and writes the rows to a Parquet file by
+//!     [`sst::write`](storage::sst::write): durable, but nobody knows of it.
+//! 13. [`Manifest::commit`](storage::manifest::Manifest::commit) makes the file, the entry and the side state durable in one
+//!     edit. `Region::publish` exchanges the [`Version`](storage::version::Version) that reads see.
+//! 14. `server::store` hears of it ([`Region::watch_flushed`](region::Region::watch_flushed)) and tells raft
+//!     ([`Group::flushed`](raft::Group::flushed)): a flush is raft's snapshot. openraft purges the log behind it
+//!     ([`ReplicaLog::purge`](log::ReplicaLog::purge)), and `log::writer::delete` removes the segments that nobody needs.
+//!
+//! `SELECT .. FROM flights WHERE ..`:
+//!
+//! 15. `Frontend::query` plans it by [`Planner::plan`](sql::Planner::plan) and [`Planner::physical`](sql::Planner::physical);
+//!     `RegionTable::scan` keeps the conditions that regions understand and leaves out the regions that cannot match;
+//!     `RegionScan::page` asks for the first page of each region, the way of steps 5 and 6.
+//! 16. `server::store::Store::scan` makes sure by [`Group::read_index`](raft::Group::read_index) that the replica has applied
+//!     all that was answered before. [`Region::scan`](region::Region::scan) takes the visible sequence and then the version,
+//!     and reads one page through [`Version::scan`](storage::version::Version::scan): a [`Merge`](storage::merge::Merge) of
+//!     memtables and files that lets the newest version at or below the sequence through. Further pages of the region are
+//!     read at the same sequence; DataFusion filters again, joins, sorts and aggregates at the frontend.
+//!
+//! # Modules, in reading order
+//!
+//! What they may use of each other is checked by the test `directions`.
+//!
+//! * [`types`], [`error`], [`event`], [`options`]: the vocabulary. Data, nothing that runs.
+//! * [`disk`], [`net`], [`clock`]: the three seams to the world; everything that may differ between a machine and a simulation
+//!   of one is behind them.
+//! * [`log`]: one log per node for all groups.
+//! * [`storage`]: the LSM tree of a replica.
+//! * [`raft`]: groups; the only place that names openraft.
+//! * [`region`]: a replica of a region: what an entry does, flushes, scans, snapshots.
+//! * [`meta`]: the catalog, and the procedures that change it: the state machine of group 0.
+//! * [`server`]: the node: its store, its messages, the way to its peers.
+//! * [`sql`]: what a statement means; pure.
+//! * [`frontend`]: statements of clients, through the regions.
 #![warn(missing_docs)]
 
 pub mod clock;

@@ -1,5 +1,7 @@
 //! Everything that can be tuned, as plain data. No handles, no clocks; nothing of it is a constant in code.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Invalid, Result};
@@ -44,6 +46,9 @@ pub struct Options {
     pub rpc_frame_bytes: u64,
     /// A statement without a deadline of its own gives up after this time.
     pub statement_timeout_ms: u64,
+    /// Memory that the operators of one query (sorts, joins, aggregates) and its result may take together. UPDATE, DELETE and
+    /// INSERT of a query read by one.
+    pub query_memory_bytes: u64,
     /// Rows of one write to one region; a larger INSERT is cut.
     pub write_batch_rows: u64,
     /// Writes that a region has proposed and not yet applied at most; further ones wait.
@@ -63,6 +68,23 @@ pub struct Options {
     pub retry_min_ms: u64,
     /// Upper bound, see `retry_min_ms`.
     pub retry_max_ms: u64,
+}
+
+/// The pauses between attempts: the first is [`Options::retry_min_ms`] long, each further one twice as long as the one
+/// before, none longer than [`Options::retry_max_ms`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pauses {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Pauses {
+    /// How long to wait before the next attempt.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause
+    }
 }
 
 impl Default for Options {
@@ -87,6 +109,7 @@ impl Default for Options {
             rpc_window: 256,
             rpc_frame_bytes: 64 << 20,
             statement_timeout_ms: 30_000,
+            query_memory_bytes: 256 << 20,
             write_batch_rows: 8_192,
             write_window: 64,
             session_window: 10_000,
@@ -101,6 +124,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The pauses of something that was not tried yet.
+    pub fn pauses(&self) -> Pauses {
+        let longest = Duration::from_millis(self.retry_max_ms);
+        Pauses { next: Duration::from_millis(self.retry_min_ms).min(longest), longest }
+    }
+
     /// Checks each value and those that depend on each other. The error names the option and its legal range.
     pub fn validate(&self) -> Result<()> {
         let least = |name: &str, value: u64, least: u64| {
@@ -125,6 +154,7 @@ impl Options {
         least("rpc_window", self.rpc_window, 1)?;
         least("rpc_frame_bytes", self.rpc_frame_bytes, 1 << 16)?;
         least("statement_timeout_ms", self.statement_timeout_ms, 1)?;
+        least("query_memory_bytes", self.query_memory_bytes, 1 << 16)?;
         least("write_batch_rows", self.write_batch_rows, 1)?;
         least("write_window", self.write_window, 1)?;
         least("session_window", self.session_window, 1)?;
@@ -147,6 +177,13 @@ mod tests {
         let options = Options { election_min_ms: 100, ..Options::default() };
         let err = options.validate().unwrap_err();
         assert_eq!(err.to_string(), "[option] election_min_ms = 100: must be at least 400");
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_bound() {
+        let mut pauses = Options { retry_min_ms: 20, retry_max_ms: 100, ..Options::default() }.pauses();
+        let pauses: Vec<u128> = (0..5).map(|_| pauses.next_pause().as_millis()).collect();
+        assert_eq!(pauses, [20, 40, 80, 100, 100]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A disk in memory for unit tests, with the one fault that they need: a power loss that keeps nothing unsynced.
-//! Everything finer (subsets of unsynced writes, torn sectors, errors, delays) is the simulated disk's.
+//! A disk in memory for unit tests, with the faults that they need: a power loss that keeps nothing unsynced, files that
+//! fail, files that hang. Everything finer (subsets of unsynced writes, torn sectors, delays) is the simulated disk's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::{Disk, File, Open, parent};
 
@@ -25,9 +26,41 @@ struct State {
     folders: BTreeSet<String>,
 }
 
+/// What open files do below a path, as long as it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Reading, writing and syncing fail.
+    Error,
+    /// Reading, writing and syncing wait for the end of the fault.
+    Hang,
+}
+
 /// Cloned handles see the same files.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct MemoryDisk(Arc<Mutex<State>>);
+pub(crate) struct MemoryDisk(Arc<Mutex<State>>, Faults);
+
+#[derive(Clone, Debug)]
+struct Faults(watch::Sender<Option<(String, Fault)>>);
+
+impl Default for Faults {
+    fn default() -> Faults {
+        Faults(watch::Sender::new(None))
+    }
+}
+
+impl Faults {
+    async fn pass(&self, path: &str) -> io::Result<()> {
+        let of = |fault: &Option<(String, Fault)>| {
+            fault.as_ref().filter(|(below, _)| path.starts_with(below.as_str())).map(|(_, fault)| *fault)
+        };
+        let mut faults = self.0.subscribe();
+        let fault = faults.wait_for(|fault| of(fault) != Some(Fault::Hang)).await.map(|fault| of(&fault));
+        match fault {
+            Ok(Some(Fault::Error)) => Err(io::Error::other(format!("{path} fails"))),
+            _ => Ok(()),
+        }
+    }
+}
 
 impl MemoryDisk {
     /// Everything that was not synced is gone. Files opened before must not be used any more.
@@ -39,6 +72,16 @@ impl MemoryDisk {
             node.content = node.durable.clone();
         }
         state.names = names;
+    }
+
+    /// From now on the files whose path begins with `below` have that fault, and no others have one.
+    pub(crate) fn begin(&self, below: &str, fault: Fault) {
+        self.1.0.send_replace(Some((below.to_string(), fault)));
+    }
+
+    /// No file has a fault any more.
+    pub(crate) fn end_fault(&self) {
+        self.1.0.send_replace(None);
     }
 
     /// Names of all files, with their lengths.
@@ -67,11 +110,11 @@ impl Disk for MemoryDisk {
         match (state.names.get(path), how) {
             (Some(_), Open::Create) => Err(io::ErrorKind::AlreadyExists.into()),
             (None, Open::Read | Open::Write) => Err(not_found(path)),
-            (Some(node), _) => Ok(Arc::new(MemoryFile(node.clone()))),
+            (Some(node), _) => Ok(Arc::new(MemoryFile(node.clone(), path.to_string(), self.1.clone()))),
             (None, Open::Create) => {
                 let node = Arc::new(Mutex::new(Node::default()));
                 state.names.insert(path.to_string(), node.clone());
-                Ok(Arc::new(MemoryFile(node)))
+                Ok(Arc::new(MemoryFile(node, path.to_string(), self.1.clone())))
             }
         }
     }
@@ -124,11 +167,12 @@ impl Disk for MemoryDisk {
 }
 
 #[derive(Debug)]
-struct MemoryFile(Arc<Mutex<Node>>);
+struct MemoryFile(Arc<Mutex<Node>>, String, Faults);
 
 #[async_trait]
 impl File for MemoryFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.2.pass(&self.1).await?;
         let node = self.0.lock().unwrap();
         let from = node.content.len().min(offset as usize);
         let to = node.content.len().min(from + len);
@@ -136,6 +180,7 @@ impl File for MemoryFile {
     }
 
     async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
+        self.2.pass(&self.1).await?;
         let mut node = self.0.lock().unwrap();
         let end = offset as usize + bytes.len();
         if node.content.len() < end {
@@ -155,6 +200,7 @@ impl File for MemoryFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
+        self.2.pass(&self.1).await?;
         let mut node = self.0.lock().unwrap();
         node.durable = node.content.clone();
         Ok(())

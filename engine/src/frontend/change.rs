@@ -7,16 +7,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::concat_batches;
 use arrow::datatypes::UInt64Type;
 use datafusion::sql::sqlparser::ast::{self, SelectItem, SetExpr};
-use tokio::time::{Instant, sleep};
 
+use super::deadline::Deadline;
 use super::insert::check_nulls;
-use super::now;
 use super::scan::{RegionTable, SEQUENCE};
 use super::session::Session;
 use super::write::{Images, Written};
@@ -47,7 +45,7 @@ enum New {
 
 impl Session {
     /// Runs an UPDATE or DELETE; says how many rows were written.
-    pub(super) async fn change(&self, change: &Change, deadline: Instant) -> Result<u64> {
+    pub(super) async fn change(&self, change: &Change, deadline: Deadline) -> Result<u64> {
         let resolved = self.frontend().resolve(change, deadline).await?;
         let table = &resolved.table;
         let mut written = Written::default();
@@ -56,18 +54,17 @@ impl Session {
         };
         let open = self.begin(deadline).await?;
         self.frontend().write(&open, table, images, &mut written, deadline).await?;
-        let mut pause = Duration::from_millis(self.frontend().options().retry_min_ms);
+        let mut pauses = self.frontend().options().pauses();
         let mut rounds = 0;
         while !written.conflicts.is_empty() {
-            if now() >= deadline {
+            if deadline.is_over() {
                 let waiting_for =
                     format!("{} rows of table {} that others change", written.conflicts.len(), table.name);
                 return Err(written.failed(Error::Deadline { waiting_for }, false));
             }
             // The first time at once: most likely whoever was faster is done.
             if rounds > 0 {
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(self.frontend().options().retry_max_ms));
+                deadline.pause_at_most(&mut pauses).await;
             }
             rounds += 1;
             let keys = std::mem::take(&mut written.conflicts);
@@ -88,7 +85,7 @@ impl Session {
         &self,
         resolved: &Resolved,
         keys: Option<BTreeSet<Key>>,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Option<Images>> {
         let table = &resolved.table;
         let target = RegionTable::target(self.frontend().clone(), table.clone(), keys, deadline);
@@ -141,7 +138,7 @@ impl Session {
 impl super::Frontend {
     /// Looks up what `change` names, and makes the query that reads its rows: first the sequence, then the columns of the
     /// new images (of a DELETE: of the key), then the values of SET.
-    pub(super) async fn resolve(&self, change: &Change, deadline: Instant) -> Result<Resolved> {
+    pub(super) async fn resolve(&self, change: &Change, deadline: Deadline) -> Result<Resolved> {
         let table = self.routes().table(&change.table, deadline).await?;
         let mut projection = vec![SEQUENCE.to_string()];
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::concat_batches;
-use tokio::time::Instant;
 
-use super::now;
+use super::deadline::Deadline;
 use super::session::Session;
 use super::write::{Images, Written};
 use crate::error::{Error, Invalid, Result};
@@ -27,11 +26,11 @@ impl Session {
 
     /// Inserts (or replaces) the rows of `batch`, within `within`; says how many.
     pub async fn insert_within(&self, table: &str, batch: RecordBatch, within: Duration) -> Result<u64> {
-        let deadline = now() + within;
+        let deadline = Deadline::after(within);
         self.again_if_changed(deadline, || self.insert_batch(table, &batch, deadline)).await
     }
 
-    async fn insert_batch(&self, table: &str, batch: &RecordBatch, deadline: Instant) -> Result<u64> {
+    async fn insert_batch(&self, table: &str, batch: &RecordBatch, deadline: Deadline) -> Result<u64> {
         let table = self.frontend().routes().table(table, deadline).await?;
         let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
         let positions = positions(&names, &table)?;
@@ -43,7 +42,7 @@ impl Session {
         self.put(&table, rows, deadline).await
     }
 
-    pub(super) async fn insert_statement(&self, insert: &Insert, deadline: Instant) -> Result<u64> {
+    pub(super) async fn insert_statement(&self, insert: &Insert, deadline: Deadline) -> Result<u64> {
         let table = self.frontend().routes().table(&insert.table, deadline).await?;
         let all = || table.schema.columns().iter().map(|column| column.name.clone()).collect();
         let positions = positions(&insert.columns.clone().unwrap_or_else(all), &table)?;
@@ -72,7 +71,7 @@ impl Session {
         self.put(&table, rows, deadline).await
     }
 
-    async fn put(&self, table: &Arc<TableDef>, rows: RecordBatch, deadline: Instant) -> Result<u64> {
+    async fn put(&self, table: &Arc<TableDef>, rows: RecordBatch, deadline: Deadline) -> Result<u64> {
         if rows.num_rows() == 0 {
             return Ok(0);
         }

@@ -19,6 +19,7 @@
 //! error [`Partial`](crate::Error::Partial) says what was written.
 
 mod change;
+mod deadline;
 mod insert;
 mod partition;
 mod query;
@@ -105,12 +106,6 @@ impl Frontend {
     fn options(&self) -> &Options {
         &self.shared.options
     }
-}
-
-/// What timers go by.
-#[allow(clippy::disallowed_methods, reason = "in the simulation tokio's Instant is std's, and simulated")]
-fn now() -> tokio::time::Instant {
-    tokio::time::Instant::now()
 }
 
 impl fmt::Debug for Frontend {

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
-use super::now;
+use super::deadline::Deadline;
 use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
@@ -52,7 +50,7 @@ impl Routes {
     }
 
     /// The table called `name`; an error with a suggestion if there is none.
-    pub async fn table(&self, name: &str, deadline: Instant) -> Result<Arc<TableDef>> {
+    pub async fn table(&self, name: &str, deadline: Deadline) -> Result<Arc<TableDef>> {
         if let Some(table) = self.cache().tables.get(name) {
             return Ok(table.clone());
         }
@@ -72,7 +70,7 @@ impl Routes {
     }
 
     /// All tables by name.
-    pub async fn tables(&self, deadline: Instant) -> Result<Vec<TableDef>> {
+    pub async fn tables(&self, deadline: Deadline) -> Result<Vec<TableDef>> {
         match self.meta(MetaRequest::Tables, deadline).await.result? {
             MetaAnswer::Tables(tables) => Ok(tables),
             other => Err(mismatch(&other)),
@@ -96,7 +94,7 @@ impl Routes {
 
     /// Forgets the tables that are not in the cache as they are at meta; says whether there are any. A statement that was
     /// refused because of what the cache says must not be if the cache was wrong.
-    pub async fn forget_changed(&self, deadline: Instant) -> Result<bool> {
+    pub async fn forget_changed(&self, deadline: Deadline) -> Result<bool> {
         if self.cache().tables.is_empty() {
             return Ok(false);
         }
@@ -109,7 +107,7 @@ impl Routes {
     }
 
     /// Asks meta's leader.
-    pub async fn meta(&self, request: MetaRequest, deadline: Instant) -> Answer<MetaAnswer> {
+    pub async fn meta(&self, request: MetaRequest, deadline: Deadline) -> Answer<MetaAnswer> {
         let answer = self.group(RegionId::META, &self.meta, &Request::Meta(request), deadline).await;
         let result = answer.result.and_then(|response| match response {
             Response::Meta(answer) => Ok(answer),
@@ -119,13 +117,13 @@ impl Routes {
     }
 
     /// Asks the leader of `region`.
-    pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Instant) -> Answer<Response> {
+    pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Deadline) -> Answer<Response> {
         let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
         self.group(region.id, &nodes, request, deadline).await
     }
 
     /// Asks `node` once for the states of its replicas.
-    pub async fn status(&self, node: NodeId, deadline: Instant) -> Result<Vec<ReplicaStatus>> {
+    pub async fn status(&self, node: NodeId, deadline: Deadline) -> Result<Vec<ReplicaStatus>> {
         let within = self.within(deadline);
         match self.router.call(node, Request::Status { region: None }, within).await? {
             Response::Status(replicas) => Ok(replicas),
@@ -139,7 +137,13 @@ impl Routes {
     }
 
     /// Asks the leader of `group`, whose replicas are on `nodes`, until there is an answer that no retry would change.
-    async fn group(&self, group: RegionId, nodes: &[NodeId], request: &Request, deadline: Instant) -> Answer<Response> {
+    async fn group(
+        &self,
+        group: RegionId,
+        nodes: &[NodeId],
+        request: &Request,
+        deadline: Deadline,
+    ) -> Answer<Response> {
         let mut uncertain = false;
         let mut ring = nodes.iter().copied().cycle();
         let mut node = match self.cache().leaders.get(&group).copied().or_else(|| ring.next()) {
@@ -147,12 +151,12 @@ impl Routes {
             None => return Answer { result: Err(Error::RegionNotFound { region: group }), uncertain },
         };
         let mut failed = None;
-        let mut pause = Duration::from_millis(self.options.retry_min_ms);
+        let mut pauses = self.options.pauses();
         let mut hops = 0;
         let mut missing = 0;
         let mut last: Option<Error> = None;
         loop {
-            if now() >= deadline {
+            if deadline.is_over() {
                 return Answer { result: Err(late(group, request, last, uncertain)), uncertain };
             }
             let err = match self.router.call(node, request.clone(), self.within(deadline)).await {
@@ -204,8 +208,7 @@ impl Routes {
             }
             if wait {
                 hops = 0;
-                sleep(pause.min(deadline.saturating_duration_since(now()))).await;
-                pause = (pause * 2).min(Duration::from_millis(self.options.retry_max_ms));
+                deadline.pause_at_most(&mut pauses).await;
             }
             node = next;
             last = Some(err);
@@ -213,9 +216,8 @@ impl Routes {
     }
 
     /// How long one attempt may take.
-    fn within(&self, deadline: Instant) -> Duration {
-        let left = deadline.saturating_duration_since(now());
-        left.min(Duration::from_millis(self.options.rpc_timeout_ms)).max(Duration::from_millis(1))
+    fn within(&self, deadline: Deadline) -> Duration {
+        deadline.left().min(Duration::from_millis(self.options.rpc_timeout_ms)).max(Duration::from_millis(1))
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

@@ -22,9 +22,9 @@ use datafusion::physical_plan::{
 };
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
-use tokio::time::Instant;
 
 use super::Frontend;
+use super::deadline::Deadline;
 use super::partition::prune;
 use super::route::mismatch;
 use crate::error::{Error, Invalid, Result};
@@ -45,12 +45,12 @@ pub(super) struct RegionTable {
     schema: SchemaRef,
     /// Read only the rows with these keys.
     keys: Option<Arc<BTreeSet<Key>>>,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 impl RegionTable {
     /// `table` as queries see it.
-    pub fn new(frontend: Frontend, table: Arc<TableDef>, deadline: Instant) -> RegionTable {
+    pub fn new(frontend: Frontend, table: Arc<TableDef>, deadline: Deadline) -> RegionTable {
         let schema = Arc::new(ArrowSchema::new(fields(&table)));
         RegionTable { frontend, table, schema, keys: None, deadline }
     }
@@ -60,7 +60,7 @@ impl RegionTable {
         frontend: Frontend,
         table: Arc<TableDef>,
         keys: Option<BTreeSet<Key>>,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> RegionTable {
         let mut fields = fields(&table);
         fields.push(Field::new(SEQUENCE, DataType::UInt64, false));

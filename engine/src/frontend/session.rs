@@ -8,10 +8,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
+use super::deadline::Deadline;
 use super::route::mismatch;
-use super::{Frontend, Output, now};
+use super::{Frontend, Output};
 use crate::error::{Error, Result};
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::sql::{self, Statement};
@@ -52,17 +51,17 @@ impl Session {
 
     /// Runs one statement, within `within`.
     pub async fn execute_within(&self, sql: &str, within: Duration) -> Result<Output> {
-        let deadline = now() + within;
+        let deadline = Deadline::after(within);
         let statement = sql::parse(sql)?;
         self.again_if_changed(deadline, || self.run(&statement, deadline)).await
     }
 
     /// Runs `attempt`, and once more when it wrote nothing and failed because a table is not what it was thought to be.
-    pub(super) async fn again_if_changed<T, F>(&self, deadline: Instant, attempt: impl Fn() -> F) -> Result<T>
+    pub(super) async fn again_if_changed<T, F>(&self, deadline: Deadline, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let mut pause = Duration::from_millis(self.frontend.options().retry_min_ms);
+        let mut pauses = self.frontend.options().pauses();
         loop {
             let err = match attempt().await {
                 Err(err @ (Error::SchemaChanged { .. } | Error::RegionNotFound { .. })) => {
@@ -75,15 +74,13 @@ impl Session {
                 },
                 result => return result,
             };
-            if now() + pause >= deadline {
+            if !deadline.pause(&mut pauses).await {
                 return Err(Error::Deadline { waiting_for: format!("the tables to settle (last: {err})") });
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(self.frontend.options().retry_max_ms));
         }
     }
 
-    async fn run(&self, statement: &Statement, deadline: Instant) -> Result<Output> {
+    async fn run(&self, statement: &Statement, deadline: Deadline) -> Result<Output> {
         match statement {
             Statement::CreateTable(table) => {
                 let now = self.frontend.shared.clock.now();
@@ -119,7 +116,7 @@ impl Session {
     }
 
     /// A request that changes the catalog: whether a lost one was carried out is not known.
-    async fn meta(&self, request: MetaRequest, deadline: Instant) -> Result<MetaAnswer> {
+    async fn meta(&self, request: MetaRequest, deadline: Deadline) -> Result<MetaAnswer> {
         self.frontend.routes().meta(request, deadline).await.result
     }
 
@@ -128,14 +125,14 @@ impl Session {
     }
 
     /// Begins a statement that writes.
-    pub(super) async fn begin(&self, deadline: Instant) -> Result<OpenStatement> {
+    pub(super) async fn begin(&self, deadline: Deadline) -> Result<OpenStatement> {
         let (session, number) = self.number(None, deadline).await?;
         let named = Named { session, number, numbers: vec![number], parts: BTreeMap::new() };
         Ok(OpenStatement { session: self.clone(), named: Mutex::new(named) })
     }
 
     /// The next number of a statement, in the session that replaces `expired`.
-    async fn number(&self, expired: Option<SessionId>, deadline: Instant) -> Result<(SessionId, u64)> {
+    async fn number(&self, expired: Option<SessionId>, deadline: Deadline) -> Result<(SessionId, u64)> {
         let usable = |numbers: &mut Numbers| {
             let id = numbers.id.filter(|id| Some(*id) != expired)?;
             numbers.last += 1;
@@ -201,7 +198,7 @@ impl OpenStatement {
 
     /// The id under which a write is sent that was refused, because the session of its id `expired`, and surely was not
     /// applied.
-    pub async fn renamed(&self, expired: RequestId, deadline: Instant) -> Result<RequestId> {
+    pub async fn renamed(&self, expired: RequestId, deadline: Deadline) -> Result<RequestId> {
         let (session, statement) = self.name();
         if session != expired.session {
             return Ok(RequestId { session, statement, part: expired.part });

@@ -7,8 +7,8 @@ use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt32Array
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use datafusion::datasource::{MemTable, TableProvider};
 use futures::future::join_all;
-use tokio::time::Instant;
 
+use super::deadline::Deadline;
 use super::{Frontend, Output};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
@@ -20,7 +20,7 @@ use crate::types::{NodeId, RegionId, ReplicaId};
 const TABLES: [&str; 2] = ["tables", "regions"];
 
 impl Frontend {
-    pub(super) async fn show_tables(&self, deadline: Instant) -> Result<Output> {
+    pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
         let tables = self.routes().tables(deadline).await?;
         let names = StringArray::from_iter_values(tables.iter().map(|table| &table.name));
         let (schema, batch) = batch(vec![("table_name", false, Arc::new(names))])?;
@@ -28,7 +28,7 @@ impl Frontend {
     }
 
     /// The table `sys.name`.
-    pub(super) async fn system_table(&self, name: &str, deadline: Instant) -> Result<Arc<dyn TableProvider>> {
+    pub(super) async fn system_table(&self, name: &str, deadline: Deadline) -> Result<Arc<dyn TableProvider>> {
         let (schema, batch) = match name {
             "tables" => tables(&self.routes().tables(deadline).await?)?,
             "regions" => self.regions(deadline).await?,
@@ -42,7 +42,7 @@ impl Frontend {
 
     /// One row for each replica of the catalog and each that a node says it has; without a state where its node did not
     /// answer.
-    async fn regions(&self, deadline: Instant) -> Result<(SchemaRef, RecordBatch)> {
+    async fn regions(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
         let tables = self.routes().tables(deadline).await?;
         let mut nodes: BTreeSet<NodeId> = self.routes().meta_nodes().iter().copied().collect();
         let mut replicas: BTreeMap<(RegionId, ReplicaId), Replica> = BTreeMap::new();

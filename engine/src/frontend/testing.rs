@@ -118,9 +118,9 @@ impl Cluster {
         Cluster { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A frontend of this cluster, with small pages and short waits.
-    pub fn frontend(&self) -> Frontend {
-        let options = Options {
+    /// Small pages and short waits.
+    pub fn options() -> Options {
+        Options {
             retry_min_ms: 5,
             retry_max_ms: 40,
             rpc_timeout_ms: 100,
@@ -128,7 +128,15 @@ impl Cluster {
             write_batch_rows: 4,
             rpc_frame_bytes: 1 << 16,
             ..Options::default()
-        };
+        }
+    }
+
+    /// A frontend of this cluster.
+    pub fn frontend(&self) -> Frontend {
+        self.frontend_with(Cluster::options())
+    }
+
+    pub fn frontend_with(&self, options: Options) -> Frontend {
         let router = Arc::new(Router::of_client(Arc::new(self.clone())));
         let events = Events::heard_by(NodeId(0), Arc::new(self.clone()));
         Frontend::new(router, NODES.to_vec(), Arc::new(self.clone()), Arc::new(options), events)

@@ -6,9 +6,9 @@ use arrow::array::{RecordBatch, UInt64Array};
 use arrow::compute::{take, take_record_batch};
 use bytes::Bytes;
 use futures::future::join_all;
-use tokio::time::Instant;
 
 use super::Frontend;
+use super::deadline::Deadline;
 use super::partition::split;
 use super::route::mismatch;
 use super::session::OpenStatement;
@@ -66,7 +66,7 @@ impl Frontend {
         table: &TableDef,
         images: Images,
         written: &mut Written,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<()> {
         let mut parts = Vec::new();
         for share in split(&images.rows, table)? {
@@ -140,7 +140,7 @@ impl Frontend {
         table: &TableDef,
         region: &RegionDef,
         chunks: Vec<Chunk>,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Part {
         let mut part = Part::default();
         for chunk in chunks {
@@ -161,7 +161,7 @@ impl Frontend {
         region: &RegionDef,
         chunk: Chunk,
         part: &mut Part,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<()> {
         let Chunk { mut images, mut encoded } = chunk;
         loop {
@@ -201,7 +201,7 @@ impl Frontend {
         region: &RegionDef,
         images: &Images,
         rows: Bytes,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<WriteAnswer> {
         let mut id = open.part(region.id);
         let ops = match images.op {

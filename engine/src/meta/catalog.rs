@@ -63,12 +63,95 @@ impl PartitionRule {
 }
 
 /// A boolean expression over the partition columns. A comparison with NULL treats NULL as less than every value.
+///
+/// Whatever looks at it recurses. Therefore it is stored and sent as a list, and a list that would be too deep or too large
+/// a tree, whoever wrote it, is not read ([`PartitionExpr::DEPTH`], [`PartitionExpr::COMPARISONS`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<Postfix>", try_from = "Vec<Postfix>")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum PartitionExpr {
     Compare { column: String, op: CompareOp, value: Value },
     And(Box<PartitionExpr>, Box<PartitionExpr>),
     Or(Box<PartitionExpr>, Box<PartitionExpr>),
+}
+
+impl PartitionExpr {
+    /// The longest way from the root to a comparison. A statement's own bound is lower.
+    pub const DEPTH: usize = 1_000;
+    /// Comparisons in one expression at most.
+    pub const COMPARISONS: usize = 10_000;
+
+    /// How many comparisons it has.
+    pub fn comparisons(&self) -> usize {
+        match self {
+            PartitionExpr::Compare { .. } => 1,
+            PartitionExpr::And(a, b) | PartitionExpr::Or(a, b) => a.comparisons() + b.comparisons(),
+        }
+    }
+}
+
+/// A [`PartitionExpr`] in postfix order: operands, then what joins the last two.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Postfix {
+    Compare { column: String, op: CompareOp, value: Value },
+    And,
+    Or,
+}
+
+impl From<PartitionExpr> for Vec<Postfix> {
+    fn from(expr: PartitionExpr) -> Vec<Postfix> {
+        // From the last to the first: the root, its right side, its left side.
+        let mut reversed = Vec::new();
+        let mut todo = vec![expr];
+        while let Some(expr) = todo.pop() {
+            let (join, a, b) = match expr {
+                PartitionExpr::Compare { column, op, value } => {
+                    reversed.push(Postfix::Compare { column, op, value });
+                    continue;
+                }
+                PartitionExpr::And(a, b) => (Postfix::And, a, b),
+                PartitionExpr::Or(a, b) => (Postfix::Or, a, b),
+            };
+            reversed.push(join);
+            todo.extend([*a, *b]);
+        }
+        reversed.reverse();
+        reversed
+    }
+}
+
+impl TryFrom<Vec<Postfix>> for PartitionExpr {
+    type Error = String;
+
+    fn try_from(postfix: Vec<Postfix>) -> Result<PartitionExpr, String> {
+        if postfix.len() >= PartitionExpr::COMPARISONS * 2 {
+            return Err(format!("a partition of more than {} comparisons", PartitionExpr::COMPARISONS));
+        }
+        // With the depth of each.
+        let mut operands: Vec<(PartitionExpr, usize)> = Vec::new();
+        for next in postfix {
+            let join = match next {
+                Postfix::Compare { column, op, value } => {
+                    operands.push((PartitionExpr::Compare { column, op, value }, 1));
+                    continue;
+                }
+                Postfix::And => PartitionExpr::And,
+                Postfix::Or => PartitionExpr::Or,
+            };
+            let (Some((b, right)), Some((a, left))) = (operands.pop(), operands.pop()) else {
+                return Err("a partition that joins what is not there".into());
+            };
+            let depth = left.max(right) + 1;
+            if depth > PartitionExpr::DEPTH {
+                return Err(format!("a partition deeper than {}", PartitionExpr::DEPTH));
+            }
+            operands.push((join(Box::new(a), Box::new(b)), depth));
+        }
+        match (operands.pop(), operands.pop()) {
+            (Some((expr, _)), None) => Ok(expr),
+            _ => Err("a partition that is no one expression".into()),
+        }
+    }
 }
 
 /// A comparison operator of a partition expression.
@@ -96,4 +179,45 @@ pub struct CreateTable {
     pub options: BTreeMap<String, String>,
     /// Whether it is fine that a table of that name exists.
     pub if_not_exists: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compare(value: i64) -> PartitionExpr {
+        PartitionExpr::Compare { column: "a".into(), op: CompareOp::Eq, value: Value::Int(value) }
+    }
+
+    fn or(a: PartitionExpr, b: PartitionExpr) -> PartitionExpr {
+        PartitionExpr::Or(Box::new(a), Box::new(b))
+    }
+
+    #[test]
+    fn a_partition_comes_back_as_it_went() {
+        let and = PartitionExpr::And(Box::new(or(compare(1), compare(2))), Box::new(compare(3)));
+        let expr = or(compare(4), or(and, compare(5)));
+        let bytes = postcard::to_allocvec(&expr).unwrap();
+        assert_eq!(postcard::from_bytes::<PartitionExpr>(&bytes).unwrap(), expr);
+        assert_eq!(expr.comparisons(), 5);
+    }
+
+    #[test]
+    fn a_partition_that_would_use_up_the_stack_is_not_read() {
+        let read =
+            |postfix: Vec<Postfix>| postcard::from_bytes::<PartitionExpr>(&postcard::to_allocvec(&postfix).unwrap());
+        let one = || Postfix::Compare { column: "a".into(), op: CompareOp::Eq, value: Value::Int(1) };
+        let chain = |len: usize| {
+            (1..len).fold(vec![one()], |mut chain, _| {
+                chain.extend([one(), Postfix::Or]);
+                chain
+            })
+        };
+        assert!(read(chain(PartitionExpr::DEPTH)).is_ok());
+        assert!(read(chain(PartitionExpr::DEPTH + 1)).is_err());
+        assert!(read(chain(PartitionExpr::COMPARISONS + 1)).is_err());
+        for wrong in [vec![], vec![Postfix::And], vec![one(), Postfix::Or], vec![one(), one()]] {
+            assert!(read(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
 }

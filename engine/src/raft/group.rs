@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
-use openraft::{Raft, ReadPolicy, SnapshotPolicy};
+use openraft::{Instant as _, Raft, ReadPolicy, SnapshotPolicy};
+use tokio::time::sleep;
 
 use super::machine::{Driver, Machine};
 use super::network::{Network, Piece, Progress, Receiver, decode, encode};
+use super::stall::{Follower, Stall, heir};
 use super::store::Store;
 use super::types::{Membership, Proposal, Types, log_id, membership, raft_membership, raft_vote, vote};
 use crate::disk::Disk;
@@ -41,6 +44,7 @@ pub struct Group {
     raft: Raft<Types, Driver>,
     machine: Arc<dyn Machine>,
     receiver: Receiver,
+    stall: Arc<Stall>,
     disk: Arc<dyn Disk>,
     events: Events,
 }
@@ -69,7 +73,7 @@ impl Group {
         machine: Arc<dyn Machine>,
         around: &Surroundings,
     ) -> Result<Group> {
-        let Surroundings { router, disk, options, events } = around.clone();
+        let Surroundings { disk, options, events, .. } = around;
         let config = openraft::Config {
             cluster_name: region.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -86,11 +90,13 @@ impl Group {
         };
         let config =
             config.validate().map_err(|err| Error::Busy { what: format!("raft refuses its options: {err}") })?;
-        let store = Store::new(log, region, replica, events.clone(), options.rpc_frame_bytes / 4);
-        let network = Network { region, replica, router, disk: disk.clone(), options, events: events.clone() };
+        let stall = Arc::new(Stall::new(Duration::from_millis(options.election_max_ms)));
+        let store = Store::new(log, region, around, stall.clone());
+        let network = Network { region, replica, around: around.clone() };
         let driver = Driver::new(machine.clone());
         let raft = Raft::new(replica.0, Arc::new(config), network, store, driver).await.map_err(fatal)?;
-        Ok(Group { region, replica, raft, machine, receiver: Receiver::default(), disk, events })
+        let (receiver, disk, events) = (Receiver::default(), disk.clone(), events.clone());
+        Ok(Group { region, replica, raft, machine, receiver, stall, disk, events })
     }
 
     /// The group.
@@ -152,6 +158,42 @@ impl Group {
         self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
     }
 
+    /// Hands leadership over whenever this replica leads and its log does not get on: appends are not durable for longer than
+    /// an election timeout. Runs until it is dropped or the replica has stopped.
+    pub async fn hand_over_when_stalled(&self) {
+        loop {
+            let late = self.stall.noticed().await;
+            if self.raft.is_leader() {
+                let (region, replica) = (self.region, self.replica);
+                self.events.emit(|| Event::LogStalled { region, replica, late });
+                if let Some(heir) = heir(&self.followers(), self.stall.patience())
+                    && self.transfer(heir).await.is_err()
+                {
+                    return;
+                }
+            }
+            // Time for the heir to win, for another one to be there, or for the log to get on.
+            sleep(self.stall.patience()).await;
+        }
+    }
+
+    /// The other voters. None of them if this replica does not lead.
+    fn followers(&self) -> Vec<Follower> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (Some(matched), Some(heard)) = (&metrics.replication, &metrics.heartbeat) else { return Vec::new() };
+        // While the membership changes, those that stay have a vote in both sets.
+        let membership = membership(&metrics.membership_config);
+        let (Some(stay), sets) = (membership.voters.last(), &membership.voters) else { return Vec::new() };
+        let others = stay.iter().filter(|id| **id != self.replica && sets.iter().all(|set| set.contains(id)));
+        let follower = |id: &ReplicaId| Follower {
+            replica: *id,
+            matched: matched.get(&id.0).and_then(Option::as_ref).map(log_id),
+            silent: heard.get(&id.0).and_then(Option::as_ref).map(|at| at.elapsed()),
+        };
+        others.map(follower).collect()
+    }
+
     /// Tells raft that the machine's files reach further: the log before may be purged.
     pub async fn flushed(&self) -> Result<()> {
         self.raft.trigger().snapshot().await.map_err(fatal)
@@ -205,9 +247,7 @@ impl Group {
             RaftVerb::PreVote => {
                 Ok(encode(&self.raft.pre_vote(decode(message)?).await.map_err(|err| raft_error(&err))?))
             }
-            RaftVerb::Transfer => {
-                Ok(encode(&self.raft.handle_transfer_leader(decode(message)?).await.map_err(|err| fatal(err))?))
-            }
+            RaftVerb::Transfer => Ok(encode(&self.raft.handle_transfer_leader(decode(message)?).await.map_err(fatal)?)),
             RaftVerb::Snapshot => Ok(encode(&self.receive(decode(message)?).await?)),
         }
     }

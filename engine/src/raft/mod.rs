@@ -9,13 +9,17 @@
 //! * A flush *is* the snapshot: openraft never builds one by itself (`SnapshotPolicy::Never`), the region says when its
 //!   files reach further; the log is purged behind. Snapshots are streamed as files, never as bytes in memory.
 //! * A failed append is final for the instance: it stops, [`Group::died`] tells, the node opens it anew.
+//! * A leader whose log stalls hands over: openraft itself would lead on.
 //! * Reads are ReadIndex. Leases would need timers that do not drift, and are not used.
 
 mod group;
 mod machine;
 mod network;
 mod runtime;
+mod stall;
 mod store;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use group::{Group, Standing, Surroundings};

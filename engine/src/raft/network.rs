@@ -18,52 +18,35 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::group::Surroundings;
 use super::machine::{Machine, Snapshot, SnapshotFile};
 use super::types::{Membership, Types};
 use crate::disk::{Disk, File, Open};
 use crate::error::{Error, Result};
-use crate::event::{Event, Events};
-use crate::options::Options;
+use crate::event::Event;
 use crate::server::message::{RaftVerb, Request, Response};
-use crate::server::router::Router;
 use crate::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
 
 /// Makes the connections of one replica to the others.
+#[derive(Clone)]
 pub struct Network {
     pub region: RegionId,
     pub replica: ReplicaId,
-    pub router: Arc<Router>,
-    pub disk: Arc<dyn Disk>,
-    pub options: Arc<Options>,
-    pub events: Events,
+    pub around: Surroundings,
 }
 
 /// The way to one replica.
 pub struct Link {
-    region: RegionId,
-    from: ReplicaId,
+    from: Network,
     to: ReplicaId,
     node: NodeId,
-    router: Arc<Router>,
-    disk: Arc<dyn Disk>,
-    options: Arc<Options>,
-    events: Events,
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, node: &u64) -> Link {
-        Link {
-            region: self.region,
-            from: self.replica,
-            to: ReplicaId(target),
-            node: NodeId(*node),
-            router: self.router.clone(),
-            disk: self.disk.clone(),
-            options: self.options.clone(),
-            events: self.events.clone(),
-        }
+        Link { from: self.clone(), to: ReplicaId(target), node: NodeId(*node) }
     }
 }
 
@@ -77,7 +60,7 @@ impl Link {
     ) -> Result<A, RPCError<Types>> {
         let message = encode(message);
         let request = Request::Raft { to: self.to, verb, message };
-        match self.router.call(self.node, request, within).await {
+        match self.from.around.router.call(self.node, request, within).await {
             Ok(Response::Raft(answer)) => decode(&answer).map_err(|err| RPCError::Network(NetworkError::new(&err))),
             Ok(other) => {
                 let err = Error::Unknown { message: format!("the answer to a raft message is {other:?}") };
@@ -92,12 +75,13 @@ impl Link {
     }
 
     async fn send_snapshot(&self, vote: Vote, snapshot: &Snapshot) -> Result<SnapshotResponse<Types>, RPCError<Types>> {
-        let within = Duration::from_millis(self.options.rpc_timeout_ms);
+        let Network { region, replica: from, around: Surroundings { disk, options, events, .. } } = &self.from;
+        let within = Duration::from_millis(options.rpc_timeout_ms);
         let last = snapshot.last.unwrap_or_default();
-        let (region, to) = (self.region, self.to);
-        self.events.emit(|| Event::SnapshotSending { region, to, last });
+        let (region, to) = (*region, self.to);
+        events.emit(|| Event::SnapshotSending { region, to, last });
         // A receiver has one transfer at a time: the newest one. Its name tells a late piece of an older one apart.
-        let transfer = Transfer { from: self.from, vote, last };
+        let transfer = Transfer { from: *from, vote, last };
         let begin = Piece::Begin {
             transfer,
             membership: snapshot.membership.clone(),
@@ -108,11 +92,10 @@ impl Link {
             return Err(broken("the snapshot was ended by its first message"));
         };
         for (number, file) in snapshot.files.iter().enumerate() {
-            let source =
-                self.disk.open(&file.path, Open::Read).await.map_err(|err| broken(&Error::io(&err, &file.path)))?;
+            let source = disk.open(&file.path, Open::Read).await.map_err(|err| broken(&Error::io(&err, &file.path)))?;
             let mut offset = 0;
             while offset < file.len {
-                let len = self.options.snapshot_chunk_bytes.min(file.len - offset);
+                let len = options.snapshot_chunk_bytes.min(file.len - offset);
                 let bytes = source.read_at(offset, len as usize).await;
                 let bytes = bytes.map_err(|err| broken(&Error::io(&err, &file.path)))?;
                 if bytes.is_empty() {
@@ -195,7 +178,7 @@ impl RaftNetworkV2<Types> for Link {
     }
 
     fn backoff(&self) -> Option<Backoff> {
-        Some(Backoff::new(std::iter::repeat(Duration::from_millis(self.options.heartbeat_ms))))
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(self.from.around.options.heartbeat_ms))))
     }
 }
 

@@ -23,11 +23,9 @@ pub struct Elapsed;
 
 type Timed<T> = Select<Pin<Box<T>>, Pin<Box<tokio::time::Sleep>>>;
 type Ended<R, T> = Either<(R, Pin<Box<tokio::time::Sleep>>), ((), Pin<Box<T>>)>;
+type InTime<R, T> = Map<Timed<T>, fn(Ended<R, T>) -> Result<R, Elapsed>>;
 
-fn timed<R, T: Future<Output = R>>(
-    future: T,
-    sleep: tokio::time::Sleep,
-) -> Map<Timed<T>, fn(Ended<R, T>) -> Result<R, Elapsed>> {
+fn timed<R, T: Future<Output = R>>(future: T, sleep: tokio::time::Sleep) -> InTime<R, T> {
     select(Box::pin(future), Box::pin(sleep)).map(|ended| match ended {
         Either::Left((value, _)) => Ok(value),
         Either::Right(_) => Err(Elapsed),
@@ -40,7 +38,7 @@ impl AsyncRuntime for Runtime {
     type Sleep = tokio::time::Sleep;
     type Instant = Moment;
     type TimeoutError = Elapsed;
-    type Timeout<R, T: Future<Output = R> + OptionalSend> = Map<Timed<T>, fn(Ended<R, T>) -> Result<R, Elapsed>>;
+    type Timeout<R, T: Future<Output = R> + OptionalSend> = InTime<R, T>;
     type ThreadLocalRng = rand::rngs::ThreadRng;
     type Mpsc = Channels;
     type Watch = Channels;
@@ -75,6 +73,7 @@ impl AsyncRuntime for Runtime {
         join_error.is_panic()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "elections draw their timeouts")]
     fn thread_rng() -> Self::ThreadLocalRng {
         rand::rng()
     }

@@ -10,6 +10,8 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::group::Surroundings;
+use super::stall::Stall;
 use super::types::{
     RaftEntry, RaftLogId, RaftVote, Types, config, decode_payload, encode_payload, log_id, raft_log_id, raft_vote, vote,
 };
@@ -26,13 +28,16 @@ pub struct Store {
     events: Events,
     /// Bytes that one read answers with at most, unless the reader insists on all.
     read_bytes: u64,
+    stall: Arc<Stall>,
     /// No vote was saved since the replica was opened.
     is_reborn: Arc<AtomicBool>,
 }
 
 impl Store {
-    pub fn new(log: ReplicaLog, region: RegionId, replica: ReplicaId, events: Events, read_bytes: u64) -> Store {
-        Store { log, region, replica, events, read_bytes, is_reborn: Arc::new(AtomicBool::new(true)) }
+    pub fn new(log: ReplicaLog, region: RegionId, around: &Surroundings, stall: Arc<Stall>) -> Store {
+        let (events, read_bytes) = (around.events.clone(), around.options.rpc_frame_bytes / 4);
+        let (replica, is_reborn) = (log.replica(), Arc::new(AtomicBool::new(true)));
+        Store { log, region, replica, events, read_bytes, stall, is_reborn }
     }
 
     async fn read(&self, from: u64, to: u64, max_bytes: u64) -> io::Result<Vec<RaftEntry>> {
@@ -150,7 +155,8 @@ impl RaftLogStorage<Types> for Store {
         }
         let flushed = self.log.append(stored);
         // The entries can be read now; raft is told when they are durable, and goes on meanwhile.
-        tokio::spawn(async move { callback.io_completed(flushed.await.map_err(io::Error::other)) });
+        let stall = self.stall.clone();
+        tokio::spawn(async move { callback.io_completed(stall.follow(flushed).await.map_err(io::Error::other)) });
         Ok(())
     }
 

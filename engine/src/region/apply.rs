@@ -97,15 +97,13 @@ impl Region {
     /// Positions of the rows whose newest version is not the expected one.
     async fn changed(&self, keys: &[Key], expected: &[Sequence]) -> Result<Vec<u32>> {
         let newest = self.version().newest(keys, Sequence(u64::MAX)).await?;
-        let differs = |(at, (newest, expected)): (usize, (Option<(Sequence, Op)>, &Sequence))| {
-            // A deleted row is none: whoever read it saw none.
-            let found = match newest {
-                Some((sequence, Op::Put)) => sequence,
-                Some((_, Op::Delete)) | None => Sequence(0),
-            };
-            (found != *expected).then_some(at as u32)
-        };
-        Ok(newest.into_iter().zip(expected).enumerate().filter_map(differs).collect())
+        // A deleted row is none: whoever read it saw none.
+        let found = newest.into_iter().map(|newest| match newest {
+            Some((sequence, Op::Put)) => sequence,
+            Some((_, Op::Delete)) | None => Sequence(0),
+        });
+        let rows = found.zip(expected).enumerate();
+        Ok(rows.filter(|(_, (found, expected))| found != *expected).map(|(row, _)| row as u32).collect())
     }
 
     fn write(&self, rows: RecordBatch, keys: Vec<Key>, ops: &Bytes) -> WriteAnswer {

@@ -6,14 +6,18 @@
 //! 4. exchange the version, tell raft that the log may be purged up to E.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Region;
 use super::side::Side;
 use crate::disk::remove_if_there;
 use crate::error::{Error, Invalid, Result};
 use crate::event::Event;
+use crate::options::Pauses;
 use crate::storage::FileId;
 use crate::storage::manifest::{Action, Edit, Manifest, Past};
 use crate::storage::memtable::Memtable;
@@ -52,29 +56,68 @@ impl Files {
     }
 }
 
-/// Flushes when the memtable is full, and at the interval whatever there is: an idle region must not hold the log.
+/// Flushes when the memtable is full, and at the interval whatever there is: an idle region must not hold the log. Deletes
+/// retired files when there are new ones, and now and then while somebody reads them.
 pub(super) async fn work(region: Weak<Region>) {
-    let mut pause = None;
+    let Some(options) = region.upgrade().map(|region| region.spec.options.clone()) else { return };
+    let interval = Duration::from_millis(options.flush_interval_ms);
+    let mut due = Instant::now() + interval;
+    let mut failing: Option<Pauses> = None;
     loop {
         let Some(region) = region.upgrade() else { return };
-        let options = &region.spec.options;
-        let interval = pause.unwrap_or(Duration::from_millis(options.flush_interval_ms));
-        // After a failure the pause counts: a full memtable alone is no reason to hurry.
-        if pause.is_some() {
-            tokio::time::sleep(interval).await;
-        } else {
-            let _ = tokio::time::timeout(interval, region.full.notified()).await;
-        }
-        pause = match region.flush().await {
-            Ok(()) => None,
-            Err(err) => {
-                let (id, replica, reason) = (region.id, region.spec.replica, err.to_string());
-                region.spec.events.emit(|| Event::FlushFailed { region: id, replica, reason });
-                let longest = Duration::from_millis(options.retry_max_ms);
-                Some(pause.map_or(Duration::from_millis(options.retry_min_ms), |pause| (pause * 2).min(longest)))
-            }
+        let is_due = tokio::select! {
+            biased;
+            // After a failure the pause counts: a full memtable alone is no reason to hurry.
+            () = region.full.notified(), if failing.is_none() => true,
+            () = sleep_until(due) => true,
+            () = region.retired.wait(Duration::from_millis(options.retry_max_ms)) => false,
         };
+        if is_due {
+            let wait = match region.flush().await {
+                Ok(()) => {
+                    failing = None;
+                    interval
+                }
+                Err(err) => {
+                    let (id, replica, reason) = (region.id, region.spec.replica, err.to_string());
+                    region.spec.events.emit(|| Event::FlushFailed { region: id, replica, reason });
+                    failing.get_or_insert_with(|| options.pauses()).next_pause()
+                }
+            };
+            due = Instant::now() + wait;
+        }
         region.remove_retired().await;
+    }
+}
+
+/// Files that the manifest does not name any more and that a reader may still have.
+#[derive(Default)]
+pub(super) struct Retired {
+    files: Mutex<Vec<Arc<Sst>>>,
+    more: Notify,
+}
+
+impl Retired {
+    pub fn add(&self, files: impl IntoIterator<Item = Arc<Sst>>) {
+        self.files.lock().expect("no panic holds the lock").extend(files);
+        self.more.notify_one();
+    }
+
+    /// Takes out those that nobody reads.
+    fn take_unused(&self) -> Vec<Arc<Sst>> {
+        let mut files = self.files.lock().expect("no panic holds the lock");
+        let (unused, used) = std::mem::take(&mut *files).into_iter().partition(|sst| Arc::strong_count(sst) == 1);
+        *files = used;
+        unused
+    }
+
+    /// Waits until it is time to look: at once after new ones, after `pause` while some are read.
+    async fn wait(&self, pause: Duration) {
+        let is_empty = self.files.lock().expect("no panic holds the lock").is_empty();
+        if is_empty {
+            return self.more.notified().await;
+        }
+        let _ = timeout(pause, self.more.notified()).await;
     }
 }
 
@@ -154,13 +197,7 @@ impl Region {
 
     /// Deletes files that the manifest does not name any more and that nobody reads.
     async fn remove_retired(&self) {
-        let unused: Vec<Arc<Sst>> = {
-            let mut retired = self.retired.lock().expect("no panic holds the lock");
-            let (unused, used) = std::mem::take(&mut *retired).into_iter().partition(|sst| Arc::strong_count(sst) == 1);
-            *retired = used;
-            unused
-        };
-        for sst in unused {
+        for sst in self.retired.take_unused() {
             let path = sst::path(&self.spec.folder, sst.meta().id);
             if let Err(err) = remove_if_there(self.spec.disk.as_ref(), &path).await {
                 // It is an orphan at the next open.

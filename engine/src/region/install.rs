@@ -94,7 +94,7 @@ impl Region {
             let next = Version::new(self.schema.clone(), ssts, flushed, sequence, generation);
             let old = std::mem::replace(&mut state.version, Arc::new(next));
             state.side = side;
-            self.retired.lock().expect("no panic holds the lock").extend(old.ssts.values().cloned());
+            self.retired.add(old.ssts.values().cloned());
         });
         self.visible.send_replace(sequence);
         self.flushed.send_replace(flushed);

@@ -20,6 +20,8 @@ mod apply;
 mod flush;
 mod install;
 mod read;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use std::sync::{Arc, Mutex};
@@ -28,7 +30,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 
-use self::flush::Files;
+use self::flush::{Files, Retired};
 use self::request::ReplicaStatus;
 use self::side::Side;
 use crate::disk::Disk;
@@ -43,7 +45,7 @@ use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Schema, Sequ
 
 /// Where and how a replica lives.
 #[derive(Clone)]
-pub struct RegionSpec {
+pub struct ReplicaSpec {
     /// The replica.
     pub replica: ReplicaId,
     /// Its folder on the disk.
@@ -63,11 +65,10 @@ pub struct Region {
     id: RegionId,
     table: TableDef,
     schema: Arc<Schema>,
-    spec: RegionSpec,
+    spec: ReplicaSpec,
     state: Mutex<State>,
     files: AsyncMutex<Files>,
-    /// Files that the manifest does not name any more and that a reader may still have.
-    retired: Mutex<Vec<Arc<Sst>>>,
+    retired: Retired,
     /// Published after all rows of an entry are in the memtable.
     visible: watch::Sender<Sequence>,
     /// The last entry that is in files.
@@ -87,7 +88,7 @@ struct State {
 
 impl Region {
     /// Makes the replica's folder and manifest. Finds them made if that was interrupted before the answer.
-    pub async fn create(spec: RegionSpec, region: RegionId, table: &TableDef) -> Result<Arc<Region>> {
+    pub async fn create(spec: ReplicaSpec, region: RegionId, table: &TableDef) -> Result<Arc<Region>> {
         let open = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
         if open.is_none() {
             let definition = postcard::to_allocvec(table).expect("a table definition has an encoding");
@@ -103,7 +104,7 @@ impl Region {
 
     /// Opens the replica as its manifest says; its log is replayed by raft. None if there is no manifest: its creation
     /// was interrupted.
-    pub async fn open(spec: RegionSpec) -> Result<Option<Arc<Region>>> {
+    pub async fn open(spec: ReplicaSpec) -> Result<Option<Arc<Region>>> {
         let manifest = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
         let Some(manifest) = manifest else { return Ok(None) };
         manifest.remove_orphans(&Default::default()).await?;
@@ -126,7 +127,7 @@ impl Region {
             schema,
             state: Mutex::new(State { version: Arc::new(version), side }),
             files: AsyncMutex::new(Files::new(manifest)),
-            retired: Mutex::default(),
+            retired: Retired::default(),
             visible: watch::Sender::new(sequence),
             flushed: watch::Sender::new(flushed),
             full: Notify::new(),

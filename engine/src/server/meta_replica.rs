@@ -12,7 +12,6 @@ use tokio::task::JoinHandle;
 
 use super::identity::{load, store};
 use super::message::{Request, Response};
-use super::node::Seams;
 use super::router::Router;
 use crate::disk::{read_whole, remove_if_there};
 use crate::error::{Error, Result};
@@ -21,16 +20,13 @@ use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::meta::{self, Machine, Runner, Service};
 use crate::options::Options;
 use crate::raft::{Change, Group, Machine as RaftMachine, Membership, Snapshot, SnapshotFile};
+use crate::region::ReplicaSpec;
 use crate::region::request::ReplicaStatus;
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
+use crate::types::{LogId, NodeId, RegionId, Sequence};
 
 /// See the module.
 pub struct MetaReplica {
-    replica: ReplicaId,
-    incarnation: Incarnation,
-    folder: String,
-    seams: Seams,
-    options: Arc<Options>,
+    spec: ReplicaSpec,
     machine: Arc<Machine>,
     state: Mutex<State>,
     /// One write of the file at a time.
@@ -58,15 +54,9 @@ struct Stored {
 }
 
 impl MetaReplica {
-    /// Reads the file of the replica in `folder`; an empty catalog without one.
-    pub async fn open(
-        replica: ReplicaId,
-        folder: &str,
-        incarnation: Incarnation,
-        seams: Seams,
-        options: Arc<Options>,
-    ) -> Result<Arc<MetaReplica>> {
-        let disk = seams.disk.as_ref();
+    /// Reads the file of the replica; an empty catalog without one.
+    pub async fn open(spec: ReplicaSpec) -> Result<Arc<MetaReplica>> {
+        let (disk, folder) = (spec.disk.as_ref(), &spec.folder);
         disk.create_dir(folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
         let above = crate::disk::parent(folder);
         disk.sync_dir(above).await.map_err(|err| Error::io(&err, format!("sync {above}")))?;
@@ -80,14 +70,10 @@ impl MetaReplica {
             state.flushed_membership = stored.membership;
         }
         let flushed = state.flushed;
-        let (region, flushed_sequence) = (RegionId::META, Sequence(0));
-        seams.events.emit(|| Event::ReplicaOpened { region, replica, flushed, flushed_sequence });
+        let (region, replica, flushed_sequence) = (RegionId::META, spec.replica, Sequence(0));
+        spec.events.emit(|| Event::ReplicaOpened { region, replica, flushed, flushed_sequence });
         Ok(Arc::new(MetaReplica {
-            replica,
-            incarnation,
-            folder: folder.to_string(),
-            seams,
-            options,
+            spec,
             machine,
             state: Mutex::new(state),
             writing: tokio::sync::Mutex::default(),
@@ -101,11 +87,11 @@ impl MetaReplica {
     /// Begins to answer, to drive procedures whenever this replica leads, and to write the file now and then.
     pub fn serve(self: &Arc<Self>, group: Arc<Group>, router: Arc<Router>) {
         let door: Arc<dyn meta::Group> = group.clone();
-        let events = self.seams.events.clone();
-        let service = Arc::new(Service::new(door.clone(), self.machine.clone(), events.clone(), &self.options));
+        let events = self.spec.events.clone();
+        let service = Arc::new(Service::new(door.clone(), self.machine.clone(), events.clone(), &self.spec.options));
         *self.service.lock().expect("no panic holds the lock") = Some(service.clone());
-        let runner = Runner::new(door, router, self.machine.clone(), events, &self.options);
-        let (machine, options) = (self.machine.clone(), self.options.clone());
+        let runner = Runner::new(door, router, self.machine.clone(), events, &self.spec.options);
+        let (machine, options) = (self.machine.clone(), self.spec.options.clone());
         let leading = tokio::spawn(lead(group, service, runner, machine, options));
         let writing = tokio::spawn(write_now_and_then(Arc::downgrade(self)));
         self.tasks.lock().expect("no panic holds the lock").extend([leading, writing]);
@@ -138,13 +124,13 @@ impl MetaReplica {
             (state.clone(), self.machine.snapshot())
         };
         let Some(last) = state.applied.filter(|_| state.applied > state.flushed) else { return Ok(()) };
-        let (region, replica) = (RegionId::META, self.replica);
-        self.seams.events.emit(|| Event::FlushStarted { region, replica, upto: last, rows: 0 });
+        let (region, replica) = (RegionId::META, self.spec.replica);
+        self.spec.events.emit(|| Event::FlushStarted { region, replica, upto: last, rows: 0 });
         let stored = Stored { last, membership: state.membership, machine };
-        store(self.seams.disk.as_ref(), &path(&self.folder), &stored).await?;
+        store(self.spec.disk.as_ref(), &path(&self.spec.folder), &stored).await?;
         self.note_flushed(last, stored.membership);
         let sequence = Sequence(0);
-        self.seams.events.emit(|| Event::FlushFinished { region, replica, upto: last, sequence, rows: 0 });
+        self.spec.events.emit(|| Event::FlushFinished { region, replica, upto: last, sequence, rows: 0 });
         Ok(())
     }
 
@@ -161,7 +147,7 @@ impl MetaReplica {
         let state = self.state.lock().expect("no panic holds the lock");
         ReplicaStatus {
             region: RegionId::META,
-            replica: self.replica,
+            replica: self.spec.replica,
             node: NodeId::default(),
             is_leader: false,
             leader: None,
@@ -210,12 +196,12 @@ async fn lead(group: Arc<Group>, service: Arc<Service>, runner: Runner, machine:
 async fn write_now_and_then(replica: std::sync::Weak<MetaReplica>) {
     loop {
         let Some(replica) = replica.upgrade() else { return };
-        let interval = Duration::from_millis(replica.options.flush_interval_ms);
+        let interval = Duration::from_millis(replica.spec.options.flush_interval_ms);
         let _ = tokio::time::timeout(interval, replica.grown.notified()).await;
         if let Err(err) = replica.flush().await {
-            let (region, id, reason) = (RegionId::META, replica.replica, err.to_string());
-            replica.seams.events.emit(|| Event::FlushFailed { region, replica: id, reason });
-            tokio::time::sleep(Duration::from_millis(replica.options.retry_max_ms)).await;
+            let (region, id, reason) = (RegionId::META, replica.spec.replica, err.to_string());
+            replica.spec.events.emit(|| Event::FlushFailed { region, replica: id, reason });
+            tokio::time::sleep(Duration::from_millis(replica.spec.options.retry_max_ms)).await;
         }
     }
 }
@@ -243,11 +229,11 @@ impl RaftMachine for MetaReplica {
                 }
             }
         };
-        if self.unflushed() >= self.options.meta_flush_entries {
+        if self.unflushed() >= self.spec.options.meta_flush_entries {
             self.grown.notify_one();
         }
-        let (replica, incarnation, answer) = (self.replica, self.incarnation, outcome.clone());
-        self.seams.events.emit(|| Event::Applied {
+        let (replica, incarnation, answer) = (self.spec.replica, self.spec.incarnation, outcome.clone());
+        self.spec.events.emit(|| Event::Applied {
             region: RegionId::META,
             replica,
             incarnation,
@@ -264,20 +250,20 @@ impl RaftMachine for MetaReplica {
         self.flush().await?;
         // The file is replaced by the next flush; what is sent is this one's content, which is small.
         let _one = self.writing.lock().await;
-        let path = path(&self.folder);
-        let bytes = read_whole(self.seams.disk.as_ref(), &path).await.map_err(|err| Error::io(&err, &path))?;
+        let path = path(&self.spec.folder);
+        let bytes = read_whole(self.spec.disk.as_ref(), &path).await.map_err(|err| Error::io(&err, &path))?;
         let (last, membership) = self.flushed();
         Ok(Snapshot { last, membership, header: bytes, files: Vec::<SnapshotFile>::new(), pin: Arc::new(()) })
     }
 
     async fn prepare_install(&self) -> Result<String> {
-        Ok(self.folder.clone())
+        Ok(self.spec.folder.clone())
     }
 
     async fn install(&self, snapshot: Snapshot) -> Result<()> {
         let _one = self.writing.lock().await;
-        let disk = self.seams.disk.as_ref();
-        let path = path(&self.folder);
+        let disk = self.spec.disk.as_ref();
+        let path = path(&self.spec.folder);
         let received = format!("{path}.received");
         remove_if_there(disk, &received).await.map_err(|err| Error::io(&err, &received))?;
         crate::disk::write_atomically(disk, &received, snapshot.header)
@@ -289,7 +275,7 @@ impl RaftMachine for MetaReplica {
             message: "it was written and is not there".into(),
         })?;
         disk.rename(&received, &path).await.map_err(|err| Error::io(&err, &path))?;
-        disk.sync_dir(&self.folder).await.map_err(|err| Error::io(&err, &self.folder))?;
+        disk.sync_dir(&self.spec.folder).await.map_err(|err| Error::io(&err, &self.spec.folder))?;
         {
             let mut state = self.state.lock().expect("no panic holds the lock");
             self.machine.restore(&stored.machine)?;
@@ -297,8 +283,8 @@ impl RaftMachine for MetaReplica {
             state.membership = stored.membership.clone();
         }
         self.note_flushed(stored.last, stored.membership);
-        let (region, replica, last) = (RegionId::META, self.replica, stored.last);
-        self.seams.events.emit(|| Event::SnapshotInstalled { region, replica, last });
+        let (region, replica, last) = (RegionId::META, self.spec.replica, stored.last);
+        self.spec.events.emit(|| Event::SnapshotInstalled { region, replica, last });
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! One node: opens its store, serves its peers and clients, and starts anew what died of a failed write.
+//! One node: opens its store, serves its peers and clients, and opens the store anew when its log has failed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +27,7 @@ use crate::event::{Event, Events};
 use crate::frontend::{Frontend, Output, Session};
 use crate::net::{Listener, Net};
 use crate::options::Options;
+use crate::raft::Surroundings;
 use crate::types::{Incarnation, NodeId, ReplicaId};
 
 /// What a node is told at start.
@@ -157,25 +158,25 @@ impl Shared {
         let serving = tokio::spawn(serve(listener, handler, options.clone(), self.seams.events.clone()));
         let incarnation = self.incarnation;
         self.seams.events.emit(|| Event::NodeStarted { incarnation });
+        let around = Surroundings {
+            router: self.router.clone(),
+            disk: self.seams.disk.clone(),
+            options: options.clone(),
+            events: self.seams.events.clone(),
+        };
         let mut stopping = self.stopping.subscribe();
-        let mut pause = Duration::from_millis(options.retry_min_ms);
+        let mut pauses = options.pauses();
         let ended = loop {
             if *stopping.borrow() {
                 break Ok(());
             }
-            let opened =
-                Store::open(&identity, self.incarnation, &self.seams, self.router.clone(), options.clone()).await;
-            let reason = match opened {
+            let reason = match Store::open(&identity, self.incarnation, &around).await {
                 Ok(store) => {
                     *self.store.lock().expect("no panic holds the lock") = Some(store.clone());
-                    let reason = tokio::select! {
-                        biased;
-                        _ = stopping.wait_for(|stop| *stop) => None,
-                        reason = store.failed() => Some(reason),
-                    };
+                    let reason = store.supervise(&mut stopping).await;
                     *self.store.lock().expect("no panic holds the lock") = None;
                     store.close().await;
-                    pause = Duration::from_millis(options.retry_min_ms);
+                    pauses = options.pauses();
                     match reason {
                         None => break Ok(()),
                         Some(reason) => reason,
@@ -186,8 +187,7 @@ impl Shared {
                 Err(err) => err.to_string(),
             };
             tracing::warn!(node = %self.config.node, %reason, "the store is opened anew");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(options.retry_max_ms));
+            tokio::time::sleep(pauses.next_pause()).await;
         };
         serving.abort();
         ended

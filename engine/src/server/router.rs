@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::message::{Request, Response};
-use super::rpc::Handler;
+use super::rpc::{Handler, Peers};
 use crate::error::{Error, Result};
 use crate::types::NodeId;
 
@@ -17,6 +17,13 @@ pub trait Remote: Send + Sync + 'static {
     /// What `to` answers to `request`. An answer that does not come within `within` is an `Unknown` outcome; a request that
     /// surely was not sent is an error that says so (`Busy`).
     async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response>;
+}
+
+#[async_trait]
+impl Remote for Peers {
+    async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response> {
+        Peers::call(self, to, request, within).await
+    }
 }
 
 /// Takes a request to the node that it is for.

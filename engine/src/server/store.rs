@@ -1,27 +1,31 @@
-//! An open store: the node's log and the replicas that live on it. Opened as a whole and closed as a whole: after a
-//! failed write nothing of it is trusted until it was read again.
+//! An open store: the node's log and the replicas that live on it.
+//!
+//! What dies is opened anew by [`Store::supervise`]: a replica alone while the log is sound, for the others have nothing to do
+//! with its files; the store as a whole when the log has failed, for what it holds in memory may then be ahead of the disk and
+//! nothing is trusted until it was read again. (The node does that: it drops this store and opens another.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::identity::{Identity, load_dropped, store_dropped};
-use super::node::Seams;
-use super::router::Router;
 use crate::disk::{Disk, remove_if_there};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::log::Log;
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::options::Options;
+use crate::options::Pauses;
 use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::decode_outcome;
 use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
-use crate::region::{Region, RegionSpec};
+use crate::region::{Region, ReplicaSpec};
 use crate::types::{Incarnation, RegionId, ReplicaId};
 
 use super::meta_replica::MetaReplica;
@@ -33,15 +37,16 @@ const REPLICAS: &str = "replicas";
 pub struct Store {
     identity: Identity,
     incarnation: Incarnation,
-    seams: Seams,
-    router: Arc<Router>,
-    options: Arc<Options>,
+    around: Surroundings,
     log: Arc<Log>,
     replicas: Mutex<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Replicas that must not come back. Held while replicas are made and dropped, so that the two never overlap.
     dropped: AsyncMutex<BTreeSet<ReplicaId>>,
-    /// Why the store must be opened anew.
-    failure: watch::Sender<Option<String>>,
+    /// Replicas that have died, and why. The receiver is the supervisor's.
+    deaths: UnboundedSender<(Arc<Replica>, String)>,
+    died: AsyncMutex<UnboundedReceiver<(Arc<Replica>, String)>>,
+    /// Nothing is opened any more.
+    closing: watch::Sender<bool>,
 }
 
 /// A replica that lives on this node.
@@ -50,6 +55,9 @@ pub struct Replica {
     pub group: Arc<Group>,
     /// What the group drives.
     pub state: State,
+    opened: Instant,
+    /// What is waited before it is opened again, should it die soon.
+    pauses: Pauses,
     tending: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -63,31 +71,25 @@ pub enum State {
 
 impl Store {
     /// Reads the log and opens all replicas.
-    pub async fn open(
-        identity: &Identity,
-        incarnation: Incarnation,
-        seams: &Seams,
-        router: Arc<Router>,
-        options: Arc<Options>,
-    ) -> Result<Arc<Store>> {
-        let disk = seams.disk.as_ref();
+    pub async fn open(identity: &Identity, incarnation: Incarnation, around: &Surroundings) -> Result<Arc<Store>> {
+        let disk = around.disk.as_ref();
         for folder in [LOG, REPLICAS] {
             disk.create_dir(folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
         }
         disk.sync_dir("").await.map_err(|err| Error::io(&err, "sync the store"))?;
-        let log = Log::open(seams.disk.clone(), LOG, &options, seams.events.clone()).await?;
+        let log = Log::open(around.disk.clone(), LOG, &around.options, around.events.clone()).await?;
         let dropped = load_dropped(disk).await?;
-        let (failure, _) = watch::channel(None);
+        let (deaths, died) = unbounded_channel();
         let store = Arc::new(Store {
             identity: identity.clone(),
             incarnation,
-            seams: seams.clone(),
-            router,
-            options,
+            around: around.clone(),
             log,
             replicas: Mutex::default(),
             dropped: AsyncMutex::new(dropped),
-            failure,
+            deaths,
+            died: AsyncMutex::new(died),
+            closing: watch::Sender::new(false),
         });
         match store.open_replicas().await {
             Ok(()) => Ok(store),
@@ -99,10 +101,10 @@ impl Store {
     }
 
     async fn open_replicas(self: &Arc<Self>) -> Result<()> {
-        let disk = self.seams.disk.as_ref();
+        let disk = self.around.disk.as_ref();
         let meta = self.identity.meta_replica();
         if let Some(replica) = meta {
-            self.open_meta(replica).await?;
+            self.open_replica(replica, self.around.options.pauses()).await?;
         }
         let dropped = self.dropped.lock().await.clone();
         let names = disk.list(REPLICAS).await.map_err(|err| Error::io(&err, format!("list {REPLICAS}")))?;
@@ -116,54 +118,68 @@ impl Store {
             }
             if dropped.contains(&replica) {
                 self.finish_drop(replica, None).await?;
-            } else if let Some(region) = Region::open(self.spec(replica)).await? {
-                self.host(replica, region.region(), State::Region(region)).await?;
+            } else {
+                self.open_replica(replica, self.around.options.pauses()).await?;
             }
-            // What is there without a manifest was being made when the node stopped: whoever asked for it asks again.
         }
         Ok(())
     }
 
-    fn spec(&self, replica: ReplicaId) -> RegionSpec {
-        RegionSpec {
-            replica,
-            folder: folder(replica),
-            incarnation: self.incarnation,
-            disk: self.seams.disk.clone(),
-            options: self.options.clone(),
-            events: self.seams.events.clone(),
+    /// Opens a replica that was made before.
+    async fn open_replica(self: &Arc<Self>, replica: ReplicaId, pauses: Pauses) -> Result<()> {
+        if Some(replica) == self.identity.meta_replica() {
+            let meta = MetaReplica::open(self.spec(replica)).await?;
+            return self.host(replica, RegionId::META, State::Meta(meta), pauses).await;
+        }
+        match Region::open(self.spec(replica)).await? {
+            Some(region) => self.host(replica, region.region(), State::Region(region), pauses).await,
+            // It was being made when the node stopped: whoever asked for it asks again.
+            None => Ok(()),
         }
     }
 
-    async fn open_meta(self: &Arc<Self>, replica: ReplicaId) -> Result<()> {
-        let folder = folder(replica);
-        let meta = MetaReplica::open(replica, &folder, self.incarnation, self.seams.clone(), self.options.clone());
-        self.host(replica, RegionId::META, State::Meta(meta.await?)).await
+    fn spec(&self, replica: ReplicaId) -> ReplicaSpec {
+        ReplicaSpec {
+            replica,
+            folder: folder(replica),
+            incarnation: self.incarnation,
+            disk: self.around.disk.clone(),
+            options: self.around.options.clone(),
+            events: self.around.events.clone(),
+        }
     }
 
-    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State) -> Result<()> {
-        let around = Surroundings {
-            router: self.router.clone(),
-            disk: self.seams.disk.clone(),
-            options: self.options.clone(),
-            events: self.seams.events.clone(),
-        };
+    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State, pauses: Pauses) -> Result<()> {
         let machine: Arc<dyn Machine> = match &state {
             State::Region(region) => region.clone(),
             State::Meta(meta) => meta.clone(),
         };
-        let group = Arc::new(Group::open(region, replica, self.log.replica(replica), machine, &around).await?);
+        let group = match Group::open(region, replica, self.log.replica(replica), machine, &self.around).await {
+            Ok(group) => Arc::new(group),
+            Err(err) => {
+                state.close().await;
+                return Err(err);
+            }
+        };
         if let State::Meta(meta) = &state {
-            meta.serve(group.clone(), self.router.clone());
+            meta.serve(group.clone(), self.around.router.clone());
         }
-        let hosted = Arc::new(Replica { group, state, tending: Mutex::default() });
-        self.tend(&hosted);
-        self.replicas.lock().expect("no panic holds the lock").insert(replica, hosted);
-        Ok(())
+        let hosted = Arc::new(Replica { group, state, opened: Instant::now(), pauses, tending: Mutex::default() });
+        {
+            // Closing takes what stands here; who comes later closes itself.
+            let mut replicas = self.replicas.lock().expect("no panic holds the lock");
+            if !*self.closing.borrow() {
+                replicas.insert(replica, hosted.clone());
+                self.tend(&hosted);
+                return Ok(());
+            }
+        }
+        hosted.close().await;
+        Err(Error::Stopped)
     }
 
-    /// What a replica needs while it lives: raft hears of flushes, the store hears of its death.
-    fn tend(self: &Arc<Self>, replica: &Arc<Replica>) {
+    /// What a replica needs while it lives: raft hears of flushes, a stalled log is noticed, the supervisor hears of its death.
+    fn tend(&self, replica: &Arc<Replica>) {
         let mut flushed = match &replica.state {
             State::Region(region) => region.watch_flushed(),
             State::Meta(meta) => meta.watch_flushed(),
@@ -171,37 +187,83 @@ impl Store {
         let group = replica.group.clone();
         let purging =
             tokio::spawn(async move { while flushed.changed().await.is_ok() && group.flushed().await.is_ok() {} });
-        let (store, group) = (Arc::downgrade(self), replica.group.clone());
+        let group = replica.group.clone();
+        let yielding = tokio::spawn(async move { group.hand_over_when_stalled().await });
+        let (deaths, hosted) = (self.deaths.clone(), replica.clone());
         let watching = tokio::spawn(async move {
-            let reason = group.died().await;
-            if let Some(store) = store.upgrade() {
-                let (region, replica) = (group.region(), group.replica());
-                let why = reason.clone();
-                store.seams.events.emit(|| Event::ReplicaReopening { region, replica, reason: why });
-                store.fail(reason);
+            let reason = hosted.group.died().await;
+            // Nobody hears of it when the store is closed, with all replicas.
+            let _ = deaths.send((hosted, reason));
+        });
+        replica.tending.lock().expect("no panic holds the lock").extend([purging, yielding, watching]);
+    }
+
+    /// Opens anew what dies, until told to `stop` (none), or until the store must be opened anew as a whole, and then says why:
+    /// the log has failed, or a replica cannot be opened.
+    pub async fn supervise(self: &Arc<Self>, stop: &mut watch::Receiver<bool>) -> Option<String> {
+        let mut died = self.died.lock().await;
+        let mut reopening = FuturesUnordered::new();
+        let reason = loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break None,
+                Some(Err(err)) = reopening.next() => {
+                    let err: Error = err;
+                    break Some(err.to_string());
+                }
+                // The store has a sender, so this is a death.
+                Some((replica, reason)) = died.recv() => {
+                    let (region, id, why) = (replica.group.region(), replica.group.replica(), reason.clone());
+                    self.around.events.emit(|| Event::ReplicaReopening { region, replica: id, reason: why });
+                    // Who dies of the log hears of its failure after it is noted there.
+                    if self.log.error().is_some() {
+                        break Some(reason);
+                    }
+                    reopening.push(self.reopen(replica));
+                }
             }
-        });
-        replica.tending.lock().expect("no panic holds the lock").extend([purging, watching]);
+        };
+        // None of them is dropped half way: what it has opened by then would go on and nobody would stop it.
+        self.closing.send_replace(true);
+        while reopening.next().await.is_some() {}
+        reason
     }
 
-    /// The first failure counts: those after it are its consequences.
-    fn fail(&self, reason: String) {
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            failure.get_or_insert(reason);
-            first
-        });
-    }
-
-    /// Waits until something of the store has failed, and says what.
-    pub async fn failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        let failure = failure.wait_for(Option::is_some).await.expect("the sender lives as long as the store");
-        failure.clone().expect("waited for it")
+    /// Opens a replica anew that has died, as often as it takes. An error: the log has failed, or opening it once more would
+    /// not help.
+    async fn reopen(self: &Arc<Self>, dead: Arc<Replica>) -> Result<()> {
+        let id = dead.group.replica();
+        // Who dies again and again is not opened in a busy loop.
+        let is_new = dead.opened.elapsed() < Duration::from_millis(self.around.options.retry_max_ms);
+        let mut pauses = if !is_new { dead.pauses } else { self.around.options.pauses() };
+        {
+            // Meanwhile it is neither dropped nor made.
+            let _dropped = self.dropped.lock().await;
+            self.replicas.lock().expect("no panic holds the lock").retain(|_, hosted| !Arc::ptr_eq(hosted, &dead));
+            dead.close().await;
+        }
+        let mut closing = self.closing.subscribe();
+        loop {
+            let _ = tokio::time::timeout(pauses.next_pause(), closing.wait_for(|closing| *closing)).await;
+            let dropped = self.dropped.lock().await;
+            if *self.closing.borrow() || dropped.contains(&id) || self.replica(id).is_ok() {
+                return Ok(());
+            }
+            match self.open_replica(id, pauses).await {
+                Ok(()) => return Ok(()),
+                // Damage does not heal: the node stops, as it would have at its start.
+                Err(err @ (Error::Damaged { .. } | Error::Invalid { .. })) => return Err(err),
+                Err(err) => {
+                    self.log.error().map_or(Ok(()), Err)?;
+                    tracing::warn!(replica = %id, %err, "a replica cannot be opened anew yet");
+                }
+            }
+        }
     }
 
     /// Stops all replicas and the log. Nothing of the store runs afterwards.
     pub async fn close(&self) {
+        self.closing.send_replace(true);
         let replicas = std::mem::take(&mut *self.replicas.lock().expect("no panic holds the lock"));
         for replica in replicas.values() {
             replica.close().await;
@@ -247,9 +309,9 @@ impl Store {
         let _place = region.admit().await?;
         let (command, rows) = region.validate(write)?;
         let replica = group.replica();
-        self.seams.events.emit(|| Event::WriteProposed { region: id, replica, rows });
+        self.around.events.emit(|| Event::WriteProposed { region: id, replica, rows });
         let answer = group.propose(command).await;
-        self.seams.events.emit(|| Event::WriteAnswered { region: id, replica, rows });
+        self.around.events.emit(|| Event::WriteAnswered { region: id, replica, rows });
         decode_outcome(&answer?)
     }
 
@@ -285,8 +347,8 @@ impl Store {
             return Err(Error::invalid(crate::error::Invalid::Mismatch, message));
         }
         let made = Region::create(self.spec(replica), region, table).await?;
-        self.host(replica, region, State::Region(made)).await?;
-        self.seams.events.emit(|| Event::ReplicaCreated { region, replica });
+        self.host(replica, region, State::Region(made), self.around.options.pauses()).await?;
+        self.around.events.emit(|| Event::ReplicaCreated { region, replica });
         Ok(())
     }
 
@@ -297,7 +359,7 @@ impl Store {
         if !dropped.contains(&replica) {
             let mut more = dropped.clone();
             more.insert(replica);
-            store_dropped(self.seams.disk.as_ref(), &more).await?;
+            store_dropped(self.around.disk.as_ref(), &more).await?;
             *dropped = more;
         }
         let hosted = self.replicas.lock().expect("no panic holds the lock").remove(&replica);
@@ -311,10 +373,10 @@ impl Store {
         if self.log.replicas().contains(&replica) {
             self.log.replica(replica).forget().await?;
         }
-        if remove_tree(self.seams.disk.as_ref(), &folder(replica)).await? {
-            self.seams.disk.sync_dir(REPLICAS).await.map_err(|err| Error::io(&err, format!("sync {REPLICAS}")))?;
+        if remove_tree(self.around.disk.as_ref(), &folder(replica)).await? {
+            self.around.disk.sync_dir(REPLICAS).await.map_err(|err| Error::io(&err, format!("sync {REPLICAS}")))?;
             let region = region.unwrap_or_default();
-            self.seams.events.emit(|| Event::ReplicaDropped { region, replica });
+            self.around.events.emit(|| Event::ReplicaDropped { region, replica });
         }
         Ok(())
     }
@@ -363,12 +425,16 @@ impl Replica {
         for task in std::mem::take(&mut *self.tending.lock().expect("no panic holds the lock")) {
             task.abort();
         }
-        if let State::Meta(meta) = &self.state {
-            meta.stop();
-        }
+        self.state.close().await;
         self.group.stop().await;
-        if let State::Region(region) = &self.state {
-            region.close().await;
+    }
+}
+
+impl State {
+    async fn close(&self) {
+        match self {
+            State::Region(region) => region.close().await,
+            State::Meta(meta) => meta.stop(),
         }
     }
 }

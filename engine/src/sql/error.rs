@@ -54,7 +54,12 @@ fn classify(err: &DataFusionError) -> Error {
             }
             code => Error::invalid(code, first_line(message)),
         },
-        DataFusionError::ResourcesExhausted(message) => Error::Busy { what: message.clone() },
+        // The pool is the query's own: that it is used up is no matter of when it runs.
+        DataFusionError::ResourcesExhausted(_) => {
+            let message = "the query needs more memory than it may have; select fewer rows or columns (WHERE, LIMIT), \
+                           aggregate them, or use several statements";
+            Error::invalid(Invalid::QueryTooLarge, message)
+        }
         DataFusionError::ArrowError(err, _) => match err.as_ref() {
             ArrowError::ArithmeticOverflow(message) => Error::invalid(Invalid::OutOfRange, message.clone()),
             err => Error::invalid(Invalid::Evaluation, err.to_string()),

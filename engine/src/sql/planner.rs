@@ -20,7 +20,8 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder, SessionStateDefaults};
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
@@ -53,7 +54,7 @@ pub type Tables = BTreeMap<String, Arc<dyn TableProvider>>;
 /// Plans queries and evaluates constants.
 pub struct Planner {
     base: SessionState,
-    task: Arc<TaskContext>,
+    runtime: Arc<RuntimeEnv>,
 }
 
 impl Planner {
@@ -69,22 +70,11 @@ impl Planner {
         rules.insert(0, Arc::new(ChainUnions));
         rules.push(Arc::new(CheckedArithmetic));
         rules.push(Arc::new(OnePartition));
-        let config = config();
-        let task = TaskContext::new(
-            None,
-            String::new(),
-            config.clone(),
-            Default::default(),
-            Default::default(),
-            Default::default(),
-            Default::default(),
-            runtime.clone(),
-        );
         let base = SessionStateBuilder::new()
             // Otherwise it draws a random one.
             .with_session_id(String::new())
-            .with_config(config)
-            .with_runtime_env(runtime)
+            .with_config(config())
+            .with_runtime_env(runtime.clone())
             .with_expr_planners(SessionStateDefaults::default_expr_planners())
             .with_scalar_functions(SessionStateDefaults::default_scalar_functions())
             .with_aggregate_functions(SessionStateDefaults::default_aggregate_functions())
@@ -92,7 +82,7 @@ impl Planner {
             .with_table_function_list(SessionStateDefaults::default_table_functions())
             .with_physical_optimizer_rules(rules)
             .build();
-        Planner { base, task: Arc::new(task) }
+        Planner { base, runtime }
     }
 
     /// What a statement that begins at `now` is planned with.
@@ -135,9 +125,22 @@ impl Planner {
         state.create_physical_plan(plan).await.map_err(invalid)
     }
 
-    /// What a physical plan is run with.
-    pub fn task(&self) -> Arc<TaskContext> {
-        self.task.clone()
+    /// What one physical plan is run with: a pool of `memory` bytes. When it is used up, the query fails.
+    pub fn task(&self, memory: usize) -> Arc<TaskContext> {
+        let runtime = RuntimeEnvBuilder::from_runtime_env(&self.runtime)
+            .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
+            .build_arc()
+            .expect("it has its parts of a runtime that was built");
+        Arc::new(TaskContext::new(
+            None,
+            String::new(),
+            self.base.config().clone(),
+            Default::default(),
+            Default::default(),
+            Default::default(),
+            Default::default(),
+            runtime,
+        ))
     }
 
     /// Evaluates the constants of a statement that begins at `now`.

@@ -1,8 +1,6 @@
 //! Arrow batches on the wire and in the log: the IPC record-batch message without the schema message,
 //! which the reader knows already (by table and schema version) and which would outweigh a small write.
 
-use std::collections::HashMap;
-
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
@@ -62,7 +60,9 @@ pub fn decode_batch(bytes: &Bytes, schema: &SchemaRef) -> Result<RecordBatch, Co
         return Err(broken("its body is shorter than its message says"));
     }
     let version: MetadataVersion = message.version();
-    Ok(arrow::ipc::reader::read_record_batch(&body, header, schema.clone(), &HashMap::new(), None, &version)?)
+    #[expect(clippy::disallowed_types, reason = "Arrow asks for one; it is empty")]
+    let dictionaries = std::collections::HashMap::new();
+    Ok(arrow::ipc::reader::read_record_batch(&body, header, schema.clone(), &dictionaries, None, &version)?)
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! own implementations: what it simulates must behave as what it stands for.
 //!
 //! The operating system's files need its threads, which the simulation does not have: built for it, this is compiled and
-//! not run.
+//! not run. (What is not about the operating system runs in both builds: that modules keep to their directions.)
 #![cfg_attr(madsim, allow(dead_code, reason = "compiled, not run"))]
 
+mod directions;
 mod disk;
 mod net;
 mod rpc;

@@ -24,6 +24,11 @@ pub struct Story {
     /// Whether a fault makes clients resend what was applied.
     answers_are_lost: bool,
     repeated: u64,
+    /// In any region: which follower lags too far behind is the scheduler's choice.
+    snapshots: u64,
+    /// How many replicas that were opened again, or got another's state, began with another entry than the one past what
+    /// they had in files.
+    resumed_elsewhere: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,14 +41,8 @@ struct FaultStory {
 #[derive(Clone, Debug, Default)]
 struct Milestones {
     flushes: u64,
-    snapshots: u64,
     /// Replicas that were there before and were opened again.
     opened: u64,
-    /// Of those: how many had files.
-    with_files: u64,
-    /// How many of those, and of the ones that got another's state, began with another entry than the one past what they
-    /// had in files.
-    resumed_elsewhere: u64,
 }
 
 impl Story {
@@ -76,17 +75,16 @@ impl Story {
             Event::ReplicaOpened { replica, flushed, .. } => {
                 if !self.known.insert(*replica) {
                     milestones.opened += 1;
-                    milestones.with_files += u64::from(flushed.is_some());
                 }
                 self.next.insert(*replica, flushed.map_or(0, |flushed| flushed.index + 1));
             }
             Event::SnapshotInstalled { replica, last, .. } => {
-                milestones.snapshots += 1;
+                self.snapshots += 1;
                 self.next.insert(*replica, last.index + 1);
             }
             Event::Applied { replica, log_id, .. } => {
                 if let Some(next) = self.next.remove(replica) {
-                    milestones.resumed_elsewhere += u64::from(next != log_id.index);
+                    self.resumed_elsewhere += u64::from(next != log_id.index);
                 }
             }
             Event::WriteRepeated { .. } => self.repeated += 1,
@@ -108,6 +106,13 @@ impl Story {
         if self.answers_are_lost {
             lines.push(format!("resent writes that were answered from the session: {}", many(self.repeated)));
         }
+        if self.snapshots > 0 {
+            lines.push(format!("snapshots installed: {}", many(self.snapshots)));
+        }
+        if self.snapshots > 0 || self.regions.values().any(|milestones| milestones.opened > 0) {
+            let always = if self.resumed_elsewhere == 0 { "yes" } else { "no" };
+            lines.push(format!("replicas resumed one past what was in files: {always}"));
+        }
         for (region, milestones) in &self.regions {
             let Some(table) = self.tables.get(&region.table().0) else { continue };
             lines.push(format!("region {table}/{}", region.number()));
@@ -121,15 +126,7 @@ impl Milestones {
     fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("flushed: {}", many(self.flushes))];
         if self.opened > 0 {
-            let (opened, files) = (many(self.opened), many(self.with_files));
-            lines.push(format!("opened again: {opened}, with files: {files}"));
-        }
-        if self.snapshots > 0 {
-            lines.push(format!("snapshots installed: {}", many(self.snapshots)));
-        }
-        if self.opened > 0 || self.snapshots > 0 {
-            let always = if self.resumed_elsewhere == 0 { "yes" } else { "no" };
-            lines.push(format!("resumed one past what is in files: {always}"));
+            lines.push(format!("opened again: {}", many(self.opened)));
         }
         lines
     }
@@ -193,15 +190,15 @@ mod tests {
         assert_eq!(
             told(&right),
             [
+                "replicas resumed one past what was in files: yes",
                 "region flights/2",
                 "  flushed: 0",
-                "  opened again: 1, with files: 1",
-                "  resumed one past what is in files: yes"
+                "  opened again: 1"
             ]
         );
         let first = [flushed(None), applied(0)];
         for wrong in [[flushed(Some(id(9))), applied(9)], [flushed(None), applied(1)]] {
-            assert_eq!(told(&[first.clone(), wrong].concat())[3], "  resumed one past what is in files: no");
+            assert_eq!(told(&[first.clone(), wrong].concat())[0], "replicas resumed one past what was in files: no");
         }
     }
 

@@ -413,10 +413,3 @@ impl Drop for Ticket<'_> {
         self.link.state().calls.remove(&self.id);
     }
 }
-
-#[async_trait::async_trait]
-impl crate::server::router::Remote for Peers {
-    async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response> {
-        Peers::call(self, to, request, within).await
-    }
-}

@@ -1,0 +1,98 @@
+//! A replica of a region by itself: what is applied to it is what a test says.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::command::Command;
+use super::request::WriteRequest;
+use super::*;
+use crate::disk::memory::MemoryDisk;
+use crate::disk::{Open, read_whole};
+use crate::meta::catalog::PartitionRule;
+use crate::raft::{Change, Machine, Snapshot, SnapshotFile};
+use crate::types::{Column, ColumnId, ColumnType, TableId, Value, encode_batch};
+
+fn table() -> TableDef {
+    let column =
+        Column { id: ColumnId(1), name: "a".into(), column_type: ColumnType::Int64, nullable: false, default: None };
+    TableDef {
+        id: TableId(1),
+        name: "t".into(),
+        schema: Schema::new(1, vec![column], &["a".into()], None).unwrap(),
+        partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
+        options: BTreeMap::new(),
+        regions: Vec::new(),
+    }
+}
+
+async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
+    let spec = ReplicaSpec {
+        replica: ReplicaId(id),
+        folder: format!("replicas/{id}"),
+        incarnation: Incarnation(1),
+        disk: Arc::new(disk.clone()),
+        options: Arc::new(Options::default()),
+        events: Events::of(NodeId(1)),
+    };
+    disk.create_dir(&spec.folder).await.unwrap();
+    Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()
+}
+
+async fn put(region: &Region, index: u64, values: &[i64]) {
+    let cells: Vec<Value> = values.iter().map(|value| Value::Int(*value)).collect();
+    let columns = vec![Value::to_array(&cells, ColumnType::Int64)];
+    let rows = arrow::array::RecordBatch::try_new(region.schema.to_arrow(), columns).unwrap();
+    let write = WriteRequest {
+        schema_version: 1,
+        rows: encode_batch(&rows),
+        ops: Bytes::new(),
+        expected: Vec::new(),
+        request: None,
+        acknowledged: 0,
+    };
+    let command = Command::Write { write, sessions: 1 }.encode();
+    region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
+}
+
+/// `snapshot` as it arrives at `region`.
+async fn received(disk: &MemoryDisk, region: &Region, snapshot: Snapshot) -> Snapshot {
+    let folder = region.prepare_install().await.unwrap();
+    let mut files = Vec::new();
+    for (number, file) in snapshot.files.iter().enumerate() {
+        let path = format!("{folder}/{number}");
+        let bytes = read_whole(disk, &file.path).await.unwrap();
+        disk.open(&path, Open::Create).await.unwrap().write_at(0, bytes).await.unwrap();
+        files.push(SnapshotFile { path, ..file.clone() });
+    }
+    Snapshot { files, ..snapshot }
+}
+
+fn files(disk: &MemoryDisk, folder: &str) -> usize {
+    disk.files().iter().filter(|(path, _)| path.starts_with(folder)).count()
+}
+
+/// The region is idle: its next flush is an hour away.
+#[tokio::test]
+async fn retired_files_go_when_their_last_reader_does() {
+    let disk = MemoryDisk::default();
+    let (sender, receiver) = (replica(&disk, 1).await, replica(&disk, 2).await);
+    for index in 1..=2 {
+        put(&sender, index, &[1, 2]).await;
+        sender.flush().await.unwrap();
+    }
+    put(&receiver, 1, &[1]).await;
+    receiver.flush().await.unwrap();
+    let reader = receiver.version();
+    assert_eq!(files(&disk, "replicas/2/sst"), 1);
+
+    let snapshot = received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
+    receiver.install(snapshot).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(files(&disk, "replicas/2/sst"), 3, "somebody reads the old one");
+    drop(reader);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(files(&disk, "replicas/2/sst"), 2);
+    assert_eq!(receiver.version().ssts.len(), 2);
+}

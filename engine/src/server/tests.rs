@@ -1,0 +1,203 @@
+//! A store by itself, on a disk in memory: one node, so that every group is one replica.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::identity::Identity;
+use super::message::{Request, Response};
+use super::router::{Remote, Router};
+use super::store::Store;
+use crate::disk::memory::{Fault, MemoryDisk};
+use crate::error::{Error, Result};
+use crate::event::{Event, Events, Listen};
+use crate::meta::catalog::{PartitionRule, TableDef};
+use crate::options::Options;
+use crate::raft::Surroundings;
+use crate::region::request::{ScanRequest, WriteRequest};
+use crate::types::{
+    Column, ColumnId, ColumnType, Incarnation, NodeId, RegionId, ReplicaId, Schema, Sequence, TableId, encode_batch,
+};
+
+const NODE: NodeId = NodeId(1);
+
+/// Nobody else, and what happens.
+#[derive(Default)]
+struct World {
+    events: Mutex<Vec<Event>>,
+}
+
+#[async_trait]
+impl Remote for World {
+    async fn call(&self, _: NodeId, _: Request, _: Duration) -> Result<Response> {
+        Err(Error::Stopped)
+    }
+}
+
+impl Listen for World {
+    fn on_event(&self, _: NodeId, event: &Event) {
+        self.events.lock().unwrap().push(event.clone());
+    }
+}
+
+impl World {
+    /// The replicas that were opened anew, and how often.
+    fn reopened(&self) -> BTreeMap<ReplicaId, u64> {
+        let mut reopened = BTreeMap::new();
+        for event in self.events.lock().unwrap().iter() {
+            if let Event::ReplicaReopening { replica, .. } = event {
+                *reopened.entry(*replica).or_default() += 1;
+            }
+        }
+        reopened
+    }
+}
+
+fn table() -> TableDef {
+    let column = |id, name: &str, nullable| Column {
+        id: ColumnId(id),
+        name: name.into(),
+        column_type: ColumnType::Int64,
+        nullable,
+        default: None,
+    };
+    TableDef {
+        id: TableId(1),
+        name: "t".into(),
+        schema: Schema::new(1, vec![column(1, "a", false), column(2, "n", true)], &["a".into()], None).unwrap(),
+        partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 2 },
+        options: BTreeMap::new(),
+        regions: Vec::new(),
+    }
+}
+
+fn region(number: u32) -> RegionId {
+    RegionId::new(TableId(1), number)
+}
+
+fn replica(number: u32) -> ReplicaId {
+    ReplicaId(u64::from(number) + 10)
+}
+
+async fn open(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
+    let identity = Identity { node: NODE, meta: BTreeMap::new() };
+    let around = Surroundings {
+        router: Arc::new(Router::of_client(world.clone())),
+        disk: Arc::new(disk.clone()),
+        options: Arc::new(Options::default()),
+        events: Events::heard_by(NODE, world.clone()),
+    };
+    Store::open(&identity, Incarnation(1), &around).await.unwrap()
+}
+
+/// A store with two regions, one row in a file of each.
+async fn filled(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
+    let store = open(world, disk).await;
+    for number in [0, 1] {
+        store.create_replica(region(number), replica(number), &table()).await.unwrap();
+        let group = store.replica(replica(number)).unwrap().group.clone();
+        group.initialize(&[(replica(number), NODE)].into()).await.unwrap();
+        while !group.standing().is_leader {
+            sleep(Duration::from_millis(10)).await;
+        }
+        put(&store, number, 1, None).await.unwrap();
+        store.flush(region(number)).await.unwrap();
+    }
+    store
+}
+
+/// Puts the row of key 1; on condition that it is of that sequence.
+async fn put(store: &Store, number: u32, n: i64, expected: Option<u64>) -> Result<Sequence> {
+    let columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![1])), Arc::new(Int64Array::from(vec![n]))];
+    let rows = RecordBatch::try_new(table().schema.to_arrow(), columns).unwrap();
+    let write = WriteRequest {
+        schema_version: 1,
+        rows: encode_batch(&rows),
+        ops: Bytes::new(),
+        expected: expected.into_iter().map(Sequence).collect(),
+        request: None,
+        acknowledged: 0,
+    };
+    Ok(store.write(region(number), write).await?.sequence)
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_is_opened_anew_alone() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let store = filled(&world, &disk).await;
+    let (stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    let other = store.replica(replica(1)).unwrap();
+
+    // Apply has to read the file: that this fails is no outcome, the replica stops.
+    disk.begin("replicas/10/sst", Fault::Error);
+    assert_eq!(put(&store, 0, 2, Some(1)).await.unwrap_err().code(), "unknown_outcome");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(put(&store, 0, 3, None).await.unwrap_err().code(), "region_not_found", "it cannot be opened yet");
+    assert_eq!(put(&store, 1, 2, Some(1)).await.unwrap(), Sequence(2), "the other one never noticed");
+
+    disk.end_fault();
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.reopened(), [(replica(0), 1)].into());
+    assert!(Arc::ptr_eq(&other, &store.replica(replica(1)).unwrap()));
+    // What was in its log is applied, once.
+    assert_eq!(put(&store, 0, 3, Some(2)).await.unwrap(), Sequence(3));
+    let scan = ScanRequest { schema_version: 1, columns: vec!["n".into()], ..ScanRequest::default() };
+    assert_eq!(store.scan(region(0), scan).await.unwrap().rows, 1);
+
+    stop.send_replace(true);
+    assert_eq!(supervisor.await.unwrap(), None);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_again_and_again_is_not_opened_in_a_busy_loop() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let store = filled(&world, &disk).await;
+    let (stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    // It can be opened, and what is then to be applied cannot.
+    disk.begin("replicas/10/sst", Fault::Error);
+    put(&store, 0, 2, Some(1)).await.unwrap_err();
+    for _ in 0..1_000 {
+        disk.end_fault();
+        sleep(Duration::from_millis(5)).await;
+        disk.begin("replicas/10/sst", Fault::Error);
+        sleep(Duration::from_millis(5)).await;
+    }
+    let reopened = world.reopened();
+    assert!(reopened.get(&replica(0)).is_some_and(|times| *times < 20), "{reopened:?} in ten seconds");
+    stop.send_replace(true);
+    assert_eq!(supervisor.await.unwrap(), None);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_whose_log_fails_is_to_be_opened_anew_as_a_whole() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let store = filled(&world, &disk).await;
+    let (_stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    disk.begin("log", Fault::Error);
+    assert_eq!(put(&store, 0, 2, None).await.unwrap_err().code(), "unknown_outcome");
+    let reason = supervisor.await.unwrap().expect("nobody told it to stop");
+    assert!(reason.contains("log/"), "{reason}");
+    store.close().await;
+    assert!(put(&store, 1, 2, None).await.is_err(), "nothing of it runs any more");
+    // The owner reads everything again.
+    disk.end_fault();
+    let store = open(&world, &disk).await;
+    for number in [0, 1] {
+        assert_eq!(store.status(Some(region(number))).unwrap()[0].sequence, Sequence(1));
+    }
+    store.close().await;
+}
