@@ -62,4 +62,5 @@ on_os_net! {
     rpc::a_server_that_stops_leaves_unknown_and_can_come_back
     rpc::strangers_are_shown_the_door
     rpc::a_stranger_that_answers_is_not_believed
+    rpc::an_answer_to_something_else_is_not_believed
 }

@@ -115,7 +115,6 @@ struct Armed {
 
 impl Hub {
     /// A hub for `plan`, the strikes of its rules, and the versions to compare.
-    #[expect(clippy::type_complexity, reason = "two queues with their items")]
     pub fn new(
         plan: &Plan,
         trace: Trace,
@@ -315,7 +314,7 @@ impl State {
         self.meta.apply(command);
         let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
         for table in tables {
-            if self.tables.get(&table.id.0).is_none() {
+            if !self.tables.contains_key(&table.id.0) {
                 self.learn(&table);
             }
         }

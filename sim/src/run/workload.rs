@@ -259,7 +259,7 @@ fn key_cell(column_type: ColumnType, client: u64, unique: u64) -> Value {
         ColumnType::Int32 | ColumnType::Int64 => Value::Int(unique as i64),
         ColumnType::UInt8 | ColumnType::UInt16 => Value::UInt(unique % 100),
         ColumnType::UInt32 | ColumnType::UInt64 => Value::UInt(unique),
-        ColumnType::Boolean => Value::Boolean(unique % 2 == 0),
+        ColumnType::Boolean => Value::Boolean(unique.is_multiple_of(2)),
         ColumnType::Float32 | ColumnType::Float64 => Value::Float(unique as f64),
         ColumnType::Decimal { .. } => Value::Decimal(i128::from(unique)),
         ColumnType::Date => Value::Date((unique % 100_000) as i32),
@@ -270,7 +270,7 @@ fn key_cell(column_type: ColumnType, client: u64, unique: u64) -> Value {
 
 fn field_cell(column_type: ColumnType, number: u64) -> Value {
     match column_type {
-        ColumnType::Boolean => Value::Boolean(number % 2 == 0),
+        ColumnType::Boolean => Value::Boolean(number.is_multiple_of(2)),
         ColumnType::Int8 => Value::Int((number % 100) as i64),
         ColumnType::Int16 => Value::Int((number % 10_000) as i64),
         ColumnType::Int32 | ColumnType::Int64 => Value::Int(number as i64),
