@@ -12,7 +12,6 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use super::identity::{Identity, load_dropped, store_dropped};
 use crate::disk::{Disk, remove_if_there};
@@ -21,7 +20,6 @@ use crate::event::Event;
 use crate::log::Log;
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::options::Pauses;
 use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::decode_outcome;
 use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
@@ -55,9 +53,6 @@ pub struct Replica {
     pub group: Arc<Group>,
     /// What the group drives.
     pub state: State,
-    opened: Instant,
-    /// What is waited before it is opened again, should it die soon.
-    pauses: Pauses,
     tending: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -104,7 +99,7 @@ impl Store {
         let disk = self.around.disk.as_ref();
         let meta = self.identity.meta_replica();
         if let Some(replica) = meta {
-            self.open_replica(replica, self.around.options.pauses()).await?;
+            self.open_replica(replica).await?;
         }
         let dropped = self.dropped.lock().await.clone();
         let names = disk.list(REPLICAS).await.map_err(|err| Error::io(&err, format!("list {REPLICAS}")))?;
@@ -119,20 +114,20 @@ impl Store {
             if dropped.contains(&replica) {
                 self.finish_drop(replica, None).await?;
             } else {
-                self.open_replica(replica, self.around.options.pauses()).await?;
+                self.open_replica(replica).await?;
             }
         }
         Ok(())
     }
 
     /// Opens a replica that was made before.
-    async fn open_replica(self: &Arc<Self>, replica: ReplicaId, pauses: Pauses) -> Result<()> {
+    async fn open_replica(self: &Arc<Self>, replica: ReplicaId) -> Result<()> {
         if Some(replica) == self.identity.meta_replica() {
             let meta = MetaReplica::open(self.spec(replica)).await?;
-            return self.host(replica, RegionId::META, State::Meta(meta), pauses).await;
+            return self.host(replica, RegionId::META, State::Meta(meta)).await;
         }
         match Region::open(self.spec(replica)).await? {
-            Some(region) => self.host(replica, region.region(), State::Region(region), pauses).await,
+            Some(region) => self.host(replica, region.region(), State::Region(region)).await,
             // It was being made when the node stopped: whoever asked for it asks again.
             None => Ok(()),
         }
@@ -149,7 +144,7 @@ impl Store {
         }
     }
 
-    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State, pauses: Pauses) -> Result<()> {
+    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State) -> Result<()> {
         let machine: Arc<dyn Machine> = match &state {
             State::Region(region) => region.clone(),
             State::Meta(meta) => meta.clone(),
@@ -164,7 +159,7 @@ impl Store {
         if let State::Meta(meta) = &state {
             meta.serve(group.clone(), self.around.router.clone());
         }
-        let hosted = Arc::new(Replica { group, state, opened: Instant::now(), pauses, tending: Mutex::default() });
+        let hosted = Arc::new(Replica { group, state, tending: Mutex::default() });
         {
             // Closing takes what stands here; who comes later closes itself.
             let mut replicas = self.replicas.lock().expect("no panic holds the lock");
@@ -233,9 +228,6 @@ impl Store {
     /// not help.
     async fn reopen(self: &Arc<Self>, dead: Arc<Replica>) -> Result<()> {
         let id = dead.group.replica();
-        // Who dies again and again is not opened in a busy loop.
-        let is_new = dead.opened.elapsed() < Duration::from_millis(self.around.options.retry_max_ms);
-        let mut pauses = if !is_new { dead.pauses } else { self.around.options.pauses() };
         {
             // Meanwhile it is neither dropped nor made.
             let _dropped = self.dropped.lock().await;
@@ -243,13 +235,14 @@ impl Store {
             dead.close().await;
         }
         let mut closing = self.closing.subscribe();
+        let mut pauses = self.around.options.pauses();
         loop {
             let _ = tokio::time::timeout(pauses.next_pause(), closing.wait_for(|closing| *closing)).await;
             let dropped = self.dropped.lock().await;
             if *self.closing.borrow() || dropped.contains(&id) || self.replica(id).is_ok() {
                 return Ok(());
             }
-            match self.open_replica(id, pauses).await {
+            match self.open_replica(id).await {
                 Ok(()) => return Ok(()),
                 // Damage does not heal: the node stops, as it would have at its start.
                 Err(err @ (Error::Damaged { .. } | Error::Invalid { .. })) => return Err(err),
@@ -347,7 +340,7 @@ impl Store {
             return Err(Error::invalid(crate::error::Invalid::Mismatch, message));
         }
         let made = Region::create(self.spec(replica), region, table).await?;
-        self.host(replica, region, State::Region(made), self.around.options.pauses()).await?;
+        self.host(replica, region, State::Region(made)).await?;
         self.around.events.emit(|| Event::ReplicaCreated { region, replica });
         Ok(())
     }
