@@ -4,10 +4,10 @@ use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::Region;
 use super::command::{Command, Outcome, encode_outcome};
 use super::request::{WriteAnswer, WriteRequest};
 use super::side::Seen;
+use super::{Region, State};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::raft::{Change, Machine, Membership, Snapshot};
@@ -23,13 +23,13 @@ impl Machine for Region {
 
     async fn apply(&self, id: LogId, change: Change) -> Result<Bytes> {
         match change {
-            Change::Blank => self.finish(id, Bytes::new(), Bytes::new(), |_| {}),
-            Change::Membership(membership) => {
-                self.finish(id, Bytes::new(), Bytes::new(), |side| side.membership = membership);
-            }
-            Change::Command(command) => return self.apply_command(id, command).await,
+            Change::Blank => Ok(self.finish(id, Bytes::new(), |_| Bytes::new())),
+            Change::Membership(membership) => Ok(self.finish(id, Bytes::new(), |state| {
+                state.side.membership = membership;
+                Bytes::new()
+            })),
+            Change::Command(command) => self.apply_command(id, command).await,
         }
-        Ok(Bytes::new())
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
@@ -45,26 +45,37 @@ impl Machine for Region {
     }
 }
 
+/// What a write comes to.
+enum Verdict {
+    /// Its rows are to be written.
+    Write { rows: RecordBatch, keys: Vec<Key> },
+    /// Nothing is.
+    Decided(Outcome),
+}
+
 impl Region {
     async fn apply_command(&self, id: LogId, command: Bytes) -> Result<Bytes> {
         let Command::Write { write, sessions } = Command::decode(&command)?;
-        let outcome = self.apply_write(&write).await?;
-        let encoded = encode_outcome(&outcome);
-        let answered = encoded.clone();
-        self.finish(id, command, encoded, |side| {
+        let verdict = self.judge(&write).await?;
+        Ok(self.finish(id, command, |state| {
+            let outcome = match verdict {
+                Verdict::Write { rows, keys } => Ok(state.write(rows, keys, &write.ops)),
+                Verdict::Decided(outcome) => outcome,
+            };
+            let encoded = encode_outcome(&outcome);
             // A repeated request is remembered already; one of a forgotten session must stay forgotten.
             if let (Some(request), false) = (write.request, matches!(outcome, Err(Error::SessionExpired { .. })))
-                && side.sessions.look(request) == Seen::New
+                && state.side.sessions.look(request) == Seen::New
             {
-                side.sessions.record(request, write.acknowledged, outcome, sessions);
+                state.side.sessions.record(request, write.acknowledged, outcome, sessions);
             }
-        });
-        Ok(answered)
+            encoded
+        }))
     }
 
-    /// Writes the rows, unless the request was applied before or its conditions do not hold. The verdict depends on
-    /// nothing but the log: not on what is in memory here and in files there.
-    async fn apply_write(&self, write: &WriteRequest) -> Result<Outcome> {
+    /// Whether the rows are to be written: unless the request was applied before or its conditions do not hold. The
+    /// verdict depends on nothing but the log: not on what is in memory here and in files there.
+    async fn judge(&self, write: &WriteRequest) -> Result<Verdict> {
         let replica = self.spec.replica;
         if let Some(request) = write.request {
             let seen = self.state.lock().expect("no panic holds the lock").side.sessions.look(request);
@@ -72,13 +83,16 @@ impl Region {
                 Seen::New => {}
                 Seen::Answered(outcome) => {
                     self.spec.events.emit(|| Event::WriteRepeated { region: self.id, replica });
-                    return Ok(outcome);
+                    return Ok(Verdict::Decided(outcome));
                 }
-                Seen::Forgotten => return Ok(Err(Error::SessionExpired { session: request.session })),
+                Seen::Forgotten => {
+                    return Ok(Verdict::Decided(Err(Error::SessionExpired { session: request.session })));
+                }
             }
         }
         if write.schema_version != self.schema.version {
-            return Ok(Err(Error::SchemaChanged { region: self.id, version: self.schema.version }));
+            let changed = Error::SchemaChanged { region: self.id, version: self.schema.version };
+            return Ok(Verdict::Decided(Err(changed)));
         }
         let rows = decode_batch(&write.rows, &self.schema.to_arrow())
             .map_err(|err| Error::Damaged { file: "log".into(), message: err.to_string() })?;
@@ -88,10 +102,10 @@ impl Region {
             if !changed.is_empty() {
                 let rows = changed.len() as u64;
                 self.spec.events.emit(|| Event::WriteConflict { region: self.id, replica, rows });
-                return Ok(Err(Error::Conflict { region: self.id, rows: changed }));
+                return Ok(Verdict::Decided(Err(Error::Conflict { region: self.id, rows: changed })));
             }
         }
-        Ok(Ok(self.write(rows, keys, &write.ops)))
+        Ok(Verdict::Write { rows, keys })
     }
 
     /// Positions of the rows whose newest version is not the expected one.
@@ -106,46 +120,50 @@ impl Region {
         Ok(rows.filter(|(_, (found, expected))| found != *expected).map(|(row, _)| row as u32).collect())
     }
 
-    fn write(&self, rows: RecordBatch, keys: Vec<Key>, ops: &Bytes) -> WriteAnswer {
-        let count = rows.num_rows();
-        let ops: Vec<Op> = match ops.is_empty() {
-            true => vec![Op::Put; count],
-            false => ops.iter().map(|byte| Op::from_byte(*byte).expect("checked before it was proposed")).collect(),
-        };
-        let mut state = self.state.lock().expect("no panic holds the lock");
-        let first = Sequence(state.side.sequence.0 + 1);
-        state.version.mutable.write(rows, keys, &ops, first);
-        state.side.sequence = Sequence(state.side.sequence.0 + count as u64);
-        WriteAnswer { rows: count as u64, sequence: state.side.sequence }
-    }
-
-    /// Notes that the entry is applied, publishes its rows and says so.
-    fn finish(&self, id: LogId, command: Bytes, outcome: Bytes, change: impl FnOnce(&mut super::Side)) {
-        let (sequence, digest, is_full) = {
+    /// Makes of the entry what `change` does, in one step of the state: a flush sees all of an entry or nothing, on
+    /// whatever thread it runs. Publishes the rows and says so; answers the outcome, which `change` encoded.
+    fn finish(&self, id: LogId, command: Bytes, change: impl FnOnce(&mut State) -> Bytes) -> Bytes {
+        let (outcome, sequence, digest, is_full) = {
             let mut state = self.state.lock().expect("no panic holds the lock");
+            let outcome = change(&mut state);
             state.side.applied = Some(id);
-            change(&mut state.side);
             state.side.mix(id, &command, &outcome);
             let memtable = &state.version.mutable;
             let options = &self.spec.options;
             let is_full =
                 memtable.rows() as u64 >= options.memtable_rows || memtable.bytes() as u64 >= options.memtable_bytes;
-            (state.side.sequence, state.side.digest, is_full)
+            (outcome, state.side.sequence, state.side.digest, is_full)
         };
         self.visible.send_replace(sequence);
         if is_full {
             self.full.notify_one();
         }
         let (region, replica, incarnation) = (self.id, self.spec.replica, self.spec.incarnation);
+        let told = outcome.clone();
         self.spec.events.emit(|| Event::Applied {
             region,
             replica,
             incarnation,
             log_id: id,
             command,
-            outcome,
+            outcome: told,
             sequence,
             digest,
         });
+        outcome
+    }
+}
+
+impl State {
+    fn write(&mut self, rows: RecordBatch, keys: Vec<Key>, ops: &Bytes) -> WriteAnswer {
+        let count = rows.num_rows();
+        let ops: Vec<Op> = match ops.is_empty() {
+            true => vec![Op::Put; count],
+            false => ops.iter().map(|byte| Op::from_byte(*byte).expect("checked before it was proposed")).collect(),
+        };
+        let first = Sequence(self.side.sequence.0 + 1);
+        self.version.mutable.write(rows, keys, &ops, first);
+        self.side.sequence = Sequence(self.side.sequence.0 + count as u64);
+        WriteAnswer { rows: count as u64, sequence: self.side.sequence }
     }
 }
