@@ -162,7 +162,10 @@ impl Disk for MemoryDisk {
     }
 
     async fn remove_dir(&self, path: &str) -> io::Result<()> {
-        if self.0.lock().unwrap().folders.remove(path) { Ok(()) } else { Err(not_found(path)) }
+        let mut state = self.0.lock().unwrap();
+        // Folders come and go durably here; what was in one goes with it.
+        state.durable_names.retain(|name, _| parent(name) != path);
+        if state.folders.remove(path) { Ok(()) } else { Err(not_found(path)) }
     }
 }
 

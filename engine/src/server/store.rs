@@ -432,7 +432,8 @@ impl State {
     }
 }
 
-fn folder(replica: ReplicaId) -> String {
+/// Where a replica lives.
+pub(super) fn folder(replica: ReplicaId) -> String {
     format!("{REPLICAS}/{}", replica.0)
 }
 

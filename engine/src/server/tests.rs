@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::identity::Identity;
+use super::identity::{Identity, store_dropped};
 use super::message::{Request, Response};
 use super::router::{Remote, Router};
-use super::store::Store;
+use super::store::{Store, folder};
 use crate::disk::memory::{Fault, MemoryDisk};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Listen};
@@ -200,6 +200,31 @@ async fn a_store_whose_log_fails_is_to_be_opened_anew_as_a_whole() {
     let store = open(&world, &disk).await;
     for number in [0, 1] {
         assert_eq!(store.status(Some(region(number))).unwrap()[0].sequence, Sequence(1));
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_drop_is_finished_after_a_crash_and_final() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let store = filled(&world, &disk).await;
+    let files = |number| disk.files().iter().filter(|(path, _)| path.starts_with(&folder(replica(number)))).count();
+    store.drop_replica(region(0), replica(0)).await.unwrap();
+    assert_eq!(files(0), 0);
+    assert_eq!(store.status(Some(region(0))).unwrap_err().code(), "region_not_found");
+    store.close().await;
+
+    // The other one is as far as a crash right after the first step leaves it.
+    store_dropped(&disk, &[replica(0), replica(1)].into()).await.unwrap();
+    disk.lose_power();
+    assert!(files(1) > 0);
+    let store = open(&world, &disk).await;
+    assert_eq!((files(0), files(1)), (0, 0));
+    for number in [0, 1] {
+        // A request to make it that comes late.
+        let err = store.create_replica(region(number), replica(number), &table()).await.unwrap_err();
+        assert_eq!(err.code(), "request");
+        store.drop_replica(region(number), replica(number)).await.unwrap();
     }
     store.close().await;
 }

@@ -7,18 +7,16 @@
 //!
 //! In reading order: [`rows`] what sources and the merge hand on; [`scan`] what is read, resolved against the schema;
 //! [`memtable`], [`sst`] the two kinds of sources; [`merge`] the one way to read several of them; [`version`] the set
-//! of sources that belong together; [`manifest`] the durable list of files; [`dropped`] the end of a replica.
+//! of sources that belong together; [`manifest`] the durable list of files.
 //!
 //! A replica's folder:
 //!
 //! ```text
-//! DROPPED             only while a drop is being finished
 //! manifest/CURRENT    names the checkpoint; there since the replica was created
 //! manifest/00000000000000000007.checkpoint, 00000000000000000008.delta, ..
 //! sst/0000000003.parquet
 //! ```
 
-pub mod dropped;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;

@@ -9,7 +9,6 @@ use super::*;
 use crate::disk::memory::MemoryDisk;
 use crate::disk::{File, Open};
 use crate::event::Listen;
-use crate::storage::dropped;
 use crate::types::{Key, NodeId};
 
 const DIR: &str = "replicas/r1";
@@ -455,51 +454,4 @@ fn edits_and_checkpoints_are_told() {
         "ManifestCheckpointed 4",
     ];
     assert_eq!(*heard.0.lock().unwrap(), expected);
-}
-
-#[test]
-fn a_drop_is_finished_however_often_it_is_interrupted() {
-    for power_loss in [false, true] {
-        at_every_end(
-            || {
-                let disk = MemoryDisk::default();
-                block_on(async {
-                    let mut manifest = create(Arc::new(disk.clone())).await.unwrap();
-                    manifest.commit(&edit(1)).await.unwrap();
-                    let file = disk.open(&sst::path(DIR, FileId(1)), Open::Create).await.unwrap();
-                    file.write_at(0, Bytes::from_static(b"rows")).await.unwrap();
-                    file.sync().await.unwrap();
-                    disk.sync_dir(&sst::folder(DIR)).await.unwrap();
-                });
-                disk
-            },
-            |ending| {
-                block_on(async {
-                    dropped::mark(&*ending, DIR).await.ok()?;
-                    dropped::remove(&*ending, DIR).await.ok()
-                })
-            },
-            |disk, _, context| {
-                if power_loss {
-                    disk.lose_power();
-                }
-                block_on(async {
-                    if dropped::is_dropped(disk, DIR).await.unwrap() {
-                        // Begun: it can be finished, and before that nothing takes the marker away.
-                        disk.lose_power();
-                        assert!(dropped::is_dropped(disk, DIR).await.unwrap(), "{context}: the marker is gone");
-                        dropped::remove(disk, DIR).await.unwrap();
-                        disk.lose_power();
-                        assert_eq!(disk.files(), [], "{context}");
-                        assert!(!dropped::is_dropped(disk, DIR).await.unwrap());
-                    } else if !disk.files().is_empty() {
-                        // Not begun: everything is there.
-                        let manifest = open(Arc::new(disk.clone())).await.unwrap().expect("the manifest is there");
-                        assert_eq!(manifest.state(), &state(1), "{context}");
-                        disk.open(&sst::path(DIR, FileId(1)), Open::Read).await.expect("the file is there");
-                    }
-                });
-            },
-        );
-    }
 }

@@ -11,12 +11,10 @@
 //! A file does not know its own id or its replica, so that a snapshot sends it as it is.
 
 mod reader;
-mod receive;
 mod writer;
 
 pub(crate) use reader::SstScan;
 pub use reader::{Sst, verify};
-pub use receive::Receive;
 pub use writer::write;
 
 use std::collections::BTreeSet;

@@ -116,11 +116,6 @@ impl Sst {
         &self.index.schema
     }
 
-    /// Up to `len` of its bytes from `offset`, as they are: for a snapshot, whose receiver verifies them.
-    pub async fn raw(&self, offset: u64, len: usize) -> Result<Bytes> {
-        self.file.read_at(offset, len).await.map_err(|err| Error::io(&err, format_args!("read SST {}", self.path)))
-    }
-
     /// For each of `keys`, which are ascending, the newest version here that is not newer than `upto`.
     pub async fn newest(&self, keys: &[Key], upto: Sequence) -> Result<Vec<Option<(Sequence, Op)>>> {
         let mut found = vec![None; keys.len()];

@@ -224,29 +224,3 @@ fn meta_key(host: &str, ts: i64) -> Key {
     let types = [ColumnType::String, ColumnType::Timestamp(TimeUnit::Millisecond)];
     encode_key(&[Value::String(host.to_string()), Value::Timestamp(ts)], &types)
 }
-
-#[test]
-fn a_file_is_received_in_pieces_under_a_local_id() {
-    let sender = disk();
-    let meta = written(&sender, &options());
-    let sst = open(&sender, &meta);
-    let receive = |spoil: bool| {
-        let receiver = disk();
-        let received = block_on(async {
-            let mut receive = Receive::start(receiver.clone(), DIR, FileId(1)).await.unwrap();
-            while receive.offset() < meta.bytes {
-                let mut piece = sst.raw(receive.offset(), 1_000).await.unwrap().to_vec();
-                piece[10] ^= u8::from(spoil);
-                receive.push(piece.into()).await.unwrap();
-            }
-            receive.finish(&meta).await
-        });
-        (receiver, received)
-    };
-    let (receiver, received) = receive(false);
-    receiver.lose_power();
-    let received = received.unwrap();
-    assert_eq!(received, FileMeta { id: FileId(1), ..meta.clone() });
-    block_on(verify(&*receiver, DIR, &received)).unwrap();
-    assert_eq!(receive(true).1.unwrap_err().code(), "damaged");
-}
