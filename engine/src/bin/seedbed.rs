@@ -80,7 +80,8 @@ struct Config {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    // (Of openraft's warnings nearly all are of elections and restarts, which are everyday events; `RUST_LOG` shows them.)
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,openraft=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

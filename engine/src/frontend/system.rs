@@ -64,6 +64,10 @@ impl Frontend {
             });
             replica.state = Some(state);
         }
+        let known = |value: fn(&ReplicaStatus) -> Option<u64>| -> ArrayRef {
+            let values = replicas.values().map(|replica| replica.state.as_ref().and_then(value));
+            Arc::new(values.collect::<UInt64Array>())
+        };
         let column = |value: fn(&ReplicaStatus) -> u64| -> ArrayRef {
             let values = replicas.values().map(|replica| replica.state.as_ref().map(value));
             Arc::new(values.collect::<UInt64Array>())
@@ -76,8 +80,8 @@ impl Frontend {
             ("node", false, Arc::new(UInt64Array::from_iter_values(replicas.values().map(|replica| replica.node.0)))),
             ("is_leader", true, Arc::new(leads.collect::<BooleanArray>())),
             ("term", true, column(|state| state.term)),
-            ("applied", true, column(|state| state.applied.map_or(0, |id| id.index))),
-            ("flushed", true, column(|state| state.flushed.map_or(0, |id| id.index))),
+            ("applied", true, known(|state| state.applied.map(|id| id.index))),
+            ("flushed", true, known(|state| state.flushed.map(|id| id.index))),
             ("sequence", true, column(|state| state.sequence.0)),
             ("memtable_rows", true, column(|state| state.memtable_rows)),
             ("memtable_bytes", true, column(|state| state.memtable_bytes)),

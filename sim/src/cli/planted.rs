@@ -197,15 +197,11 @@ impl Bug {
 struct Tree {
     path: PathBuf,
     build: PathBuf,
-    /// Where the crates are that replace published ones. A copy of them would be other crates to cargo, and all that
-    /// depends on them would be built anew.
-    vendor: PathBuf,
 }
 
 impl Tree {
     fn make(project: &Project, copy: &Path, to_build: bool) -> Result<Tree, String> {
-        let tree =
-            Tree { path: copy.join("tree"), build: copy.join("target"), vendor: project.root.join("sim/vendor") };
+        let tree = Tree { path: copy.join("tree"), build: copy.join("target") };
         fs::create_dir_all(copy).map_err(|err| format!("{} cannot be made: {err}", copy.display()))?;
         if project.git(&["status", "--porcelain", "--untracked-files=no"])?.lines().any(|line| !line.is_empty()) {
             note("what is not committed is not in the copy");
@@ -214,14 +210,19 @@ impl Tree {
         let path = tree.path.display().to_string();
         project.git(&["worktree", "add", "--force", "--detach", &path, "HEAD"])?;
         // The dependencies' builds are the same; only ours are made anew.
-        let built = project.root.join("target");
+        let built = project.root.join("target").join("debug");
         if to_build && !tree.build.exists() && built.is_dir() {
-            let status = Command::new("cp").arg("-a").arg("--reflink=auto").arg(&built).arg(&tree.build).status();
+            fs::create_dir_all(&tree.build).map_err(|err| format!("{} cannot be made: {err}", tree.build.display()))?;
+            let status = Command::new("cp").args(["-a", "--reflink=auto"]).arg(&built).arg(&tree.build).status();
             if !status.is_ok_and(|status| status.success()) {
                 note("the build could not be copied; everything is built anew");
                 let _ = fs::remove_dir_all(&tree.build);
             }
         }
+        // The crates that replace published ones are as old as they were when they were built; were they as new as
+        // their checkout, cargo would build them anew, and all that depends on them.
+        let vendor = Path::new("sim").join("vendor");
+        same_age(&project.root.join(&vendor), &tree.path.join(&vendor)).map_err(|err| err.to_string())?;
         Ok(tree)
     }
 
@@ -244,11 +245,6 @@ impl Tree {
 
     fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        for (name, directory) in [("foldhash_0_1", "foldhash-0.1"), ("foldhash_0_2", "foldhash-0.2")] {
-            let path = self.vendor.join(directory);
-            let value = format!("patch.crates-io.{name}={{package=\"foldhash\", path={path:?}}}");
-            command.args(["--config", &value]);
-        }
         command.args(arguments).current_dir(&self.path).env("CARGO_TARGET_DIR", &self.build);
         // The environment of the `cargo run` that we are in is not for the copy.
         for (name, _) in std::env::vars_os() {
@@ -301,6 +297,20 @@ impl Tree {
         };
         Ok(Found { by, seeds: 0, cpu_ms: cpu_ms_of_children().saturating_sub(before) })
     }
+}
+
+/// Gives each file below `copy` the time of change of its original below `from`.
+fn same_age(from: &Path, copy: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(copy)? {
+        let copy = entry?.path();
+        let from = from.join(copy.file_name().unwrap_or_default());
+        if copy.is_dir() {
+            same_age(&from, &copy)?;
+        } else if let Ok(original) = fs::metadata(&from) {
+            fs::File::options().write(true).open(&copy)?.set_modified(original.modified()?)?;
+        }
+    }
+    Ok(())
 }
 
 impl Found {

@@ -7,11 +7,11 @@ use std::str::FromStr;
 
 use arrow::compute::can_cast_types;
 use arrow::datatypes::SchemaRef;
+use engine::error::Error;
 use engine::options::Options;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use toml::Spanned;
 
-use super::codes::{self, ERROR_CODES};
 use super::condition::Condition;
 use super::fault::{Cutoff, Death, Direction, DiskEffect, DiskFault, Fault, FileClass, Stay, StormKind};
 use super::happened::Happened;
@@ -295,7 +295,10 @@ impl Decoder<'_> {
             self.source.wrong(sql.span(), "expected a statement");
         }
         if let Some(code) = &raw.error {
-            self.source.take(code.span(), codes::check(code.get_ref(), ERROR_CODES));
+            let name = code.get_ref().as_str();
+            if !Error::CODES.contains(&name) {
+                self.source.wrong(code.span(), one_of("the code of an error", name, Error::CODES));
+            }
         }
         if let (Some(_), Some(rows)) = (&raw.error, &raw.rows) {
             self.source.wrong(rows.span(), "expected `error` or `rows`: a statement that fails has no rows");

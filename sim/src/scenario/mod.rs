@@ -3,7 +3,6 @@
 //! A scenario is a TOML file in `scenarios/`. [`read`] makes plain data of it or says at which line and column it is
 //! wrong. Random choices are not made here but in [`crate::plan`]; nothing here knows how a verb is carried out.
 
-mod codes;
 pub mod condition;
 mod decode;
 pub mod fault;

@@ -1,10 +1,10 @@
 //! The JSON schema of scenario files: for editors, so that they complete and explain. Made of the same tables as the
 //! parser; a test keeps its keys equal to those that serde takes.
 
+use engine::error::Error;
 use engine::event::Event;
 use serde_json::{Value, json};
 
-use super::codes::ERROR_CODES;
 use super::decode::{EXPECTED_OUTCOMES, MODIFIERS, VERBS, WORKLOADS};
 use super::fault::{Direction, DiskEffect, DiskOp, FileClass, Side, StormKind};
 use super::happened::Happened;
@@ -122,7 +122,7 @@ fn step(kinds: &[&str]) -> Value {
             "steps" => json!({ "type": "array", "items": { "$ref": "#/$defs/step" } }),
             "node" | "to" => target(&with),
             "direction" => words(Direction::WORDS),
-            "error" => words(ERROR_CODES),
+            "error" => words(Error::CODES),
             _ => text(&with),
         };
         properties.insert((*word).to_string(), schema);
