@@ -223,6 +223,8 @@ impl Tree {
         // their checkout, cargo would build them anew, and all that depends on them.
         let vendor = Path::new("sim").join("vendor");
         same_age(&project.root.join(&vendor), &tree.path.join(&vendor)).map_err(|err| err.to_string())?;
+        // Git is to know that nothing else of them has changed, else the next checkout writes them again.
+        Project { root: tree.path.clone() }.git(&["update-index", "--refresh"])?;
         Ok(tree)
     }
 
