@@ -66,6 +66,9 @@ impl Event {
             FlushStarted,
             FlushFinished,
             FlushFailed,
+            CompactionStarted,
+            CompactionFinished,
+            CompactionFailed,
             VersionSwapped,
             SnapshotSending,
             SnapshotInstalled,
@@ -241,6 +244,41 @@ events! {
         /// Why, for people.
         reason: String,
     }
+    /// A compaction picked files to merge.
+    CompactionStarted {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// How many files.
+        inputs: u64,
+        /// Rows (versions) in them.
+        rows: u64,
+    }
+    /// The merged files are in the place of the others, the manifest says so durably.
+    CompactionFinished {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Files merged.
+        inputs: u64,
+        /// Files made of them.
+        outputs: u64,
+        /// Rows (versions) written.
+        rows: u64,
+        /// Rows (versions) that nobody can read any more and that were not written.
+        dropped: u64,
+    }
+    /// A compaction was given up; its files stay as they were.
+    CompactionFailed {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why, for people.
+        reason: String,
+    }
     /// A manifest edit is durable.
     ManifestEdited {
         /// The replica.
@@ -261,7 +299,7 @@ events! {
         region: RegionId,
         /// The replica.
         replica: ReplicaId,
-        /// `open`, `flush`, `install`.
+        /// `open`, `flush`, `compaction`, `install`.
         why: String,
     }
     /// A replica begins to send its state to another one.

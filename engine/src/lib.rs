@@ -31,12 +31,11 @@
 //!    [`ReplicaLog::save_committed`](log::ReplicaLog::save_committed) notes that, without an fsync of its own. A leader whose
 //!    own log does not get on hands over ([`Group::hand_over_when_stalled`](raft::Group::hand_over_when_stalled)).
 //! 10. `raft::machine::Driver::apply`, on each replica and in the order of the log, calls
-//!     [`Machine::apply`](raft::Machine::apply) of the [`Region`](region::Region). `Region::apply_write` answers a repeated
-//!     request from memory, refuses one for another schema or whose rows changed since they were read, and otherwise
-//!     `Region::write` gives each row its [`Sequence`](types::Sequence) and puts it into the
-//!     [`Memtable`](storage::memtable::Memtable::write).
-//! 11. `Region::finish` remembers the answer of the session's request, publishes the sequence (from now on the rows are read)
-//!     and says so by [`Event::Applied`](event::Event::Applied). Raft hands the outcome to `Group::propose`, and the answer
+//!     [`Machine::apply`](raft::Machine::apply) of the [`Region`](region::Region). `Region::judge` answers a repeated
+//!     request from memory and refuses one for another schema or whose rows changed since they were read.
+//! 11. `Region::finish` does the rest in one step of the state: `State::write` gives each row its
+//!     [`Sequence`](types::Sequence) and puts it into the [`Memtable`](storage::memtable::Memtable::write), the session's
+//!     request gets its answer, the entry is noted. Then it publishes the sequence (from now on the rows are read) and says so by [`Event::Applied`](event::Event::Applied). Raft hands the outcome to `Group::propose`, and the answer
 //!     goes back the way that the request came.
 //!
 //! Later, on each replica by itself:
@@ -49,13 +48,16 @@
 //! 14. `server::store` hears of it ([`Region::watch_flushed`](region::Region::watch_flushed)) and tells raft
 //!     ([`Group::flushed`](raft::Group::flushed)): a flush is raft's snapshot. openraft purges the log behind it
 //!     ([`ReplicaLog::purge`](log::ReplicaLog::purge)), and `log::writer::delete` removes the segments that nobody needs.
+//! 15. `region::compact::work` wakes too. [`compaction::pick`](storage::compaction::pick) chooses files,
+//!     [`Merge::retained`](storage::merge::Merge::retained) leaves out the versions that no read can see any more, and one
+//!     manifest edit puts the outputs in the place of the inputs, which go when their last reader does.
 //!
 //! `SELECT .. FROM flights WHERE ..`:
 //!
-//! 15. `Frontend::query` plans it by [`Planner::plan`](sql::Planner::plan) and [`Planner::physical`](sql::Planner::physical);
+//! 16. `Frontend::query` plans it by [`Planner::plan`](sql::Planner::plan) and [`Planner::physical`](sql::Planner::physical);
 //!     `RegionTable::scan` keeps the conditions that regions understand and leaves out the regions that cannot match;
 //!     `RegionScan::page` asks for the first page of each region, the way of steps 5 and 6.
-//! 16. `server::store::Store::scan` makes sure by [`Group::read_index`](raft::Group::read_index) that the replica has applied
+//! 17. `server::store::Store::scan` makes sure by [`Group::read_index`](raft::Group::read_index) that the replica has applied
 //!     all that was answered before. [`Region::scan`](region::Region::scan) takes the visible sequence and then the version,
 //!     and reads one page through [`Version::scan`](storage::version::Version::scan): a [`Merge`](storage::merge::Merge) of
 //!     memtables and files that lets the newest version at or below the sequence through. Further pages of the region are

@@ -30,6 +30,21 @@ pub struct Options {
     pub memtable_bytes: u64,
     /// A region with rows or entries in memory flushes at least this often.
     pub flush_interval_ms: u64,
+    /// A version of a row that a newer one replaced is kept at least this long, so that a scan that takes several requests
+    /// goes on; one that takes longer begins anew.
+    pub version_keep_ms: u64,
+    /// Sets of overlapping files that the time window of the newest rows may have; with more of them it is compacted.
+    pub compaction_active_runs: u64,
+    /// The same for all other time windows.
+    pub compaction_inactive_runs: u64,
+    /// So many small files side by side are put together.
+    pub compaction_small_files: u64,
+    /// Files that one compaction merges at most.
+    pub compaction_max_inputs: u64,
+    /// Size of a file that a compaction makes, about.
+    pub compaction_output_bytes: u64,
+    /// Compactions that a node runs at the same time.
+    pub compaction_jobs: u64,
     /// A manifest is checkpointed after this many edits.
     pub manifest_checkpoint_edits: u64,
     /// Rows of a row group of an SST: the unit of pruning.
@@ -101,6 +116,13 @@ impl Default for Options {
             memtable_rows: 1_000_000,
             memtable_bytes: 64 << 20,
             flush_interval_ms: 3_600_000,
+            version_keep_ms: 60_000,
+            compaction_active_runs: 4,
+            compaction_inactive_runs: 1,
+            compaction_small_files: 8,
+            compaction_max_inputs: 32,
+            compaction_output_bytes: 512 << 20,
+            compaction_jobs: 2,
             manifest_checkpoint_edits: 10,
             sst_row_group_rows: 100_000,
             scan_batch_rows: 8_192,
@@ -146,6 +168,12 @@ impl Options {
         least("memtable_rows", self.memtable_rows, 1)?;
         least("memtable_bytes", self.memtable_bytes, 1_024)?;
         least("flush_interval_ms", self.flush_interval_ms, 1)?;
+        least("compaction_active_runs", self.compaction_active_runs, 1)?;
+        least("compaction_inactive_runs", self.compaction_inactive_runs, 1)?;
+        least("compaction_small_files", self.compaction_small_files, 2)?;
+        least("compaction_max_inputs", self.compaction_max_inputs, 2)?;
+        least("compaction_output_bytes", self.compaction_output_bytes, 1)?;
+        least("compaction_jobs", self.compaction_jobs, 1)?;
         least("manifest_checkpoint_edits", self.manifest_checkpoint_edits, 1)?;
         least("sst_row_group_rows", self.sst_row_group_rows, 1)?;
         least("scan_batch_rows", self.scan_batch_rows, 1)?;

@@ -25,6 +25,7 @@ use engine::types::{
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 /// Rows of one write.
 const BATCH: i64 = 500;
@@ -144,6 +145,7 @@ async fn region(folder: &TempDir) -> Arc<Region> {
         // It flushes when it is told to.
         options: Arc::new(Options { memtable_rows: u64::MAX, memtable_bytes: u64::MAX, ..Options::default() }),
         events: Events::of(NodeId(1)),
+        compactions: Arc::new(Semaphore::new(1)),
     };
     Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()
 }

@@ -18,6 +18,7 @@
 //! Not here: what statements mean ([`sql`](crate::sql)), who leads a region, and atomicity over regions: there is none, the
 //! error [`Partial`](crate::Error::Partial) says what was written.
 
+mod admin;
 mod change;
 mod deadline;
 mod insert;

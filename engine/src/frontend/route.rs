@@ -131,6 +131,27 @@ impl Routes {
         }
     }
 
+    /// Asks the replica of `region` on `node`, again and again until it has done what `request` says, which may take long.
+    pub async fn replica(&self, region: RegionId, node: NodeId, request: Request, deadline: Deadline) -> Result<()> {
+        let mut pauses = self.options.pauses();
+        loop {
+            let err = match self.router.call(node, request.clone(), deadline.left()).await {
+                Ok(Response::Done) => return Ok(()),
+                Ok(other) => return Err(mismatch(&other)),
+                Err(err) => err,
+            };
+            if matches!(err, Error::RegionNotFound { .. })
+                || !err.is_retryable() && !matches!(err, Error::Deadline { .. })
+            {
+                return Err(err);
+            }
+            if !deadline.pause(&mut pauses).await {
+                let waiting_for = format!("{} of region {region} on {node} (last: {err})", request.kind().name());
+                return Err(Error::Deadline { waiting_for });
+            }
+        }
+    }
+
     /// The nodes that meta is on.
     pub fn meta_nodes(&self) -> &[NodeId] {
         &self.meta

@@ -217,6 +217,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    admin
     conflicts
     create
     errors

@@ -83,6 +83,7 @@ impl Frontend {
             ("applied", true, known(|state| state.applied.map(|id| id.index))),
             ("flushed", true, known(|state| state.flushed.map(|id| id.index))),
             ("sequence", true, column(|state| state.sequence.0)),
+            ("oldest", true, column(|state| state.oldest.0)),
             ("memtable_rows", true, column(|state| state.memtable_rows)),
             ("memtable_bytes", true, column(|state| state.memtable_bytes)),
             ("ssts", true, column(|state| state.ssts)),

@@ -344,6 +344,10 @@ impl State {
                 self.regions[&region].scan(&table, scan).map(Response::Scan)
             }
             Request::Status { .. } => Ok(Response::Status(self.status(node))),
+            Request::Flush { region } | Request::Compact { region } => {
+                self.table(region)?;
+                Ok(Response::Done)
+            }
             other => panic!("a frontend does not ask for {:?}", other.kind()),
         }
     }
@@ -455,6 +459,7 @@ impl State {
             applied: Some(LogId { term: 1, index: region.sequence }),
             flushed: None,
             sequence: Sequence(region.sequence),
+            oldest: Sequence(0),
             memtable_rows: region.rows.len() as u64,
             memtable_bytes: 0,
             ssts: 0,

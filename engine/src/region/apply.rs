@@ -128,6 +128,8 @@ impl Region {
             let outcome = change(&mut state);
             state.side.applied = Some(id);
             state.side.mix(id, &command, &outcome);
+            let sequence = state.side.sequence;
+            state.horizon.note(sequence);
             let memtable = &state.version.mutable;
             let options = &self.spec.options;
             let is_full =

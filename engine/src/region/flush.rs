@@ -5,37 +5,25 @@
 //! 3. commit {file, E, sequence, side state} to the manifest. Crash: replay begins behind E;
 //! 4. exchange the version, tell raft that the log may be purged up to E.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::Region;
+use super::files::Pending;
 use super::side::Side;
-use crate::disk::remove_if_there;
-use crate::error::{Error, Invalid, Result};
+use crate::error::Result;
 use crate::event::Event;
 use crate::options::Pauses;
-use crate::storage::FileId;
-use crate::storage::manifest::{Action, Edit, Manifest, Past};
+use crate::storage::manifest::{Action, Edit, ManifestState, Past};
 use crate::storage::memtable::Memtable;
 use crate::storage::merge::Merge;
 use crate::storage::sst::{self, FileMeta, Sst};
 use crate::types::LogId;
 
-/// What makes files, one at a time: held for the whole of a flush or an install.
-pub(super) struct Files {
-    pub manifest: Manifest,
-    /// Never given out twice, also not after a failure: its manifest edit may turn out to be durable.
-    next: FileId,
-    /// A flush whose manifest edit may or may not be durable.
-    ambiguous: Option<Flush>,
-}
-
 /// A flush between freeze and publication.
-struct Flush {
+pub(super) struct Flush {
     memtables: Vec<Arc<Memtable>>,
     file: Option<FileMeta>,
     past: Past,
@@ -43,16 +31,9 @@ struct Flush {
     rows: u64,
 }
 
-impl Files {
-    pub fn new(manifest: Manifest) -> Files {
-        let next = manifest.state().next_file;
-        Files { manifest, next, ambiguous: None }
-    }
-
-    pub fn next_id(&mut self) -> FileId {
-        let id = self.next;
-        self.next = FileId(id.0 + 1);
-        id
+impl Flush {
+    pub fn is_in(&self, state: &ManifestState) -> bool {
+        state.past == self.past
     }
 }
 
@@ -90,37 +71,6 @@ pub(super) async fn work(region: Weak<Region>) {
     }
 }
 
-/// Files that the manifest does not name any more and that a reader may still have.
-#[derive(Default)]
-pub(super) struct Retired {
-    files: Mutex<Vec<Arc<Sst>>>,
-    more: Notify,
-}
-
-impl Retired {
-    pub fn add(&self, files: impl IntoIterator<Item = Arc<Sst>>) {
-        self.files.lock().expect("no panic holds the lock").extend(files);
-        self.more.notify_one();
-    }
-
-    /// Takes out those that nobody reads.
-    fn take_unused(&self) -> Vec<Arc<Sst>> {
-        let mut files = self.files.lock().expect("no panic holds the lock");
-        let (unused, used) = std::mem::take(&mut *files).into_iter().partition(|sst| Arc::strong_count(sst) == 1);
-        *files = used;
-        unused
-    }
-
-    /// Waits until it is time to look: at once after new ones, after `pause` while some are read.
-    async fn wait(&self, pause: Duration) {
-        let is_empty = self.files.lock().expect("no panic holds the lock").is_empty();
-        if is_empty {
-            return self.more.notified().await;
-        }
-        let _ = timeout(pause, self.more.notified()).await;
-    }
-}
-
 impl Region {
     /// Writes everything that was applied until now to files. Answers when it is there; at once if there was nothing.
     pub async fn flush(&self) -> Result<()> {
@@ -131,37 +81,19 @@ impl Region {
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let merged = Merge::all_versions(&self.schema, flush.memtables.iter().cloned(), [], batch_rows);
+        let mut merged = Merge::all_versions(&self.schema, flush.memtables.iter().cloned(), [], batch_rows);
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
+        let writing = self.ids.next();
         if flush.rows > 0 {
-            flush.file = sst::write(disk, folder, files.next_id(), &self.schema, options, merged).await?;
+            flush.file = sst::write(disk, folder, writing.id, &self.schema, options, u64::MAX, &mut merged).await?;
         }
         flush.past.definition = files.manifest.state().past.definition.clone();
         flush.past.side = side.encode();
         let edit =
-            Edit { add: flush.file.clone().into_iter().collect(), remove: vec![], past: Some(flush.past.clone()) };
-        match files.manifest.commit(&Action::Edit(edit)).await {
-            Ok(()) => self.publish(flush).await,
-            // It does not fit: nothing was written, and nothing ever will.
-            Err(err @ Error::Invalid { code: Invalid::Mismatch, .. }) => Err(err),
-            Err(err) => {
-                files.ambiguous = Some(flush);
-                Err(err)
-            }
-        }
-    }
-
-    /// Finds out what became of a manifest edit that failed, and publishes it if it is durable after all.
-    pub(super) async fn settle(&self, files: &mut Files) -> Result<()> {
-        if !files.manifest.is_uncertain() {
-            return Ok(());
-        }
-        files.manifest.settle().await?;
-        let Some(flush) = files.ambiguous.take() else { return Ok(()) };
-        if files.manifest.state().past == flush.past {
-            return self.publish(flush).await;
-        }
-        files.manifest.remove_orphans(&BTreeSet::new()).await.map(drop)
+            Edit { add: flush.file.clone().into_iter().collect(), past: Some(flush.past.clone()), ..Edit::default() };
+        files.pending = Some(Pending::Flush(Box::new(flush)));
+        files.commit(&Action::Edit(edit)).await?;
+        self.settle(&mut files).await
     }
 
     /// Step 1. None: everything is in files.
@@ -178,9 +110,9 @@ impl Region {
     }
 
     /// Step 4.
-    async fn publish(&self, flush: Flush) -> Result<()> {
+    pub(super) async fn publish(&self, flush: &Flush) -> Result<()> {
         let mut added = None;
-        if let Some(file) = flush.file {
+        if let Some(file) = flush.file.clone() {
             added = Some(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, file).await?);
         }
         let (upto, sequence, rows) = (flush.upto, flush.past.sequence, flush.rows);
@@ -190,19 +122,9 @@ impl Region {
                 Arc::new(next.expect("only a flush takes frozen memtables away, and there is one at a time"));
         });
         self.flushed.send_replace(Some(upto));
+        self.compacting.due.notify_one();
         let (region, replica) = (self.id, self.spec.replica);
         self.spec.events.emit(|| Event::FlushFinished { region, replica, upto, sequence, rows });
         Ok(())
-    }
-
-    /// Deletes files that the manifest does not name any more and that nobody reads.
-    async fn remove_retired(&self) {
-        for sst in self.retired.take_unused() {
-            let path = sst::path(&self.spec.folder, sst.meta().id);
-            if let Err(err) = remove_if_there(self.spec.disk.as_ref(), &path).await {
-                // It is an orphan at the next open.
-                tracing::warn!(replica = %self.spec.replica, path, %err, "a file cannot be removed");
-            }
-        }
     }
 }

@@ -6,10 +6,12 @@
 //! orphans, one after it the new state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::compact::Horizon;
 use super::{Region, Side};
 use crate::disk::remove_if_there;
 use crate::error::{Error, Result};
@@ -18,11 +20,14 @@ use crate::raft::{Snapshot, SnapshotFile};
 use crate::storage::manifest::{Action, Edit, Past};
 use crate::storage::sst::{self, FileMeta, Sst};
 use crate::storage::version::Version;
+use crate::types::Sequence;
 
 /// What the receiver needs besides the files.
 #[derive(Serialize, Deserialize)]
 struct Header {
     past: Past,
+    /// The oldest sequence that can be read of them.
+    oldest: Sequence,
     /// In the order in which the files are sent.
     files: Vec<FileMeta>,
 }
@@ -37,7 +42,8 @@ impl Region {
         let state = files.manifest.state();
         let version = self.version();
         let side = Side::decode(&state.past.side)?;
-        let header = Header { past: state.past.clone(), files: state.files.values().cloned().collect() };
+        let header =
+            Header { past: state.past.clone(), oldest: state.oldest, files: state.files.values().cloned().collect() };
         let sent = |meta: &FileMeta| SnapshotFile {
             name: meta.id.to_string(),
             path: sst::path(&self.spec.folder, meta.id),
@@ -73,8 +79,11 @@ impl Region {
         let mut files = self.files.lock().await;
         self.settle(&mut files).await?;
         let mut add = Vec::with_capacity(header.files.len());
+        let mut writing = Vec::with_capacity(header.files.len());
         for (meta, received) in header.files.iter().zip(&snapshot.files) {
-            let meta = FileMeta { id: files.next_id(), ..meta.clone() };
+            let file = self.ids.next();
+            let meta = FileMeta { id: file.id, ..meta.clone() };
+            writing.push(file);
             let path = sst::path(&self.spec.folder, meta.id);
             disk.rename(&received.path, &path).await.map_err(|err| Error::io(&err, format!("rename to {path}")))?;
             add.push(meta);
@@ -82,8 +91,8 @@ impl Region {
         let folder = sst::folder(&self.spec.folder);
         disk.sync_dir(&folder).await.map_err(|err| Error::io(&err, format!("sync {folder}")))?;
         let remove = files.manifest.state().files.keys().copied().collect();
-        let edit = Edit { add: add.clone(), remove, past: Some(header.past.clone()) };
-        files.manifest.commit(&Action::Edit(edit)).await?;
+        let edit = Edit { add: add.clone(), remove, past: Some(header.past.clone()), oldest: Some(header.oldest) };
+        files.commit(&Action::Edit(edit)).await?;
         let mut ssts = Vec::with_capacity(add.len());
         for meta in add {
             ssts.push(Sst::open(disk, &self.spec.folder, meta).await?);
@@ -91,9 +100,10 @@ impl Region {
         let (flushed, sequence) = (header.past.flushed, header.past.sequence);
         self.swap("install", |state| {
             let generation = state.version.generation + 1;
-            let next = Version::new(self.schema.clone(), ssts, flushed, sequence, generation);
+            let next = Version::new(self.schema.clone(), ssts, flushed, sequence, header.oldest, generation);
             let old = std::mem::replace(&mut state.version, Arc::new(next));
             state.side = side;
+            state.horizon = Horizon::new(Duration::from_millis(self.spec.options.version_keep_ms), sequence);
             self.retired.add(old.ssts.values().cloned());
         });
         self.visible.send_replace(sequence);

@@ -7,16 +7,18 @@
 //! * A scan takes the current [`Version`](crate::storage::version::Version) and reads it without any lock.
 //!
 //! Two locks: `state` (short, never across an await) for what apply and freeze change together, and `manifest` (long)
-//! for what makes files: one flush or install at a time.
+//! for what makes files: one flush or install at a time. A compaction takes it only for its commit.
 //!
-//! Not here: who leads and what is committed (`raft`), how files look (`storage`), compaction, alter, truncate (to come:
-//! each a verb in a file of its own).
+//! Not here: who leads and what is committed (`raft`), how files look (`storage`), alter, truncate (to come: each a verb
+//! in a file of its own).
 
 pub mod command;
 pub mod request;
 pub mod side;
 
 mod apply;
+mod compact;
+mod files;
 mod flush;
 mod install;
 mod read;
@@ -25,12 +27,14 @@ mod tests;
 mod validate;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 
-use self::flush::{Files, Retired};
+use self::compact::{Compacting, Horizon};
+use self::files::{FileIds, Files, Retired};
 use self::request::ReplicaStatus;
 use self::side::Side;
 use crate::disk::Disk;
@@ -58,6 +62,8 @@ pub struct ReplicaSpec {
     pub options: Arc<Options>,
     /// The node's.
     pub events: Events,
+    /// The node's: a place for each compaction that may run at the same time.
+    pub compactions: Arc<Semaphore>,
 }
 
 /// See the module.
@@ -68,7 +74,9 @@ pub struct Region {
     spec: ReplicaSpec,
     state: Mutex<State>,
     files: AsyncMutex<Files>,
+    ids: FileIds,
     retired: Retired,
+    compacting: Compacting,
     /// Published after all rows of an entry are in the memtable.
     visible: watch::Sender<Sequence>,
     /// The last entry that is in files.
@@ -77,13 +85,14 @@ pub struct Region {
     full: Notify,
     /// Writes under way at most.
     window: Semaphore,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What changes together.
 struct State {
     version: Arc<Version>,
     side: Side,
+    horizon: Horizon,
 }
 
 impl Region {
@@ -117,7 +126,10 @@ impl Region {
         }
         let side = Side::decode(&state.past.side)?;
         let (id, flushed, sequence) = (state.region, state.past.flushed, state.past.sequence);
-        let version = Version::new(schema.clone(), ssts, flushed, sequence, 0);
+        let version = Version::new(schema.clone(), ssts, flushed, sequence, state.oldest, 0);
+        let horizon = Horizon::new(Duration::from_millis(spec.options.version_keep_ms), sequence);
+        let ids = FileIds::from(state.next_file);
+        let window = usize::try_from(spec.options.write_window).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let replica = spec.replica;
         spec.events.emit(|| Event::ReplicaOpened { region: id, replica, flushed, flushed_sequence: sequence });
         spec.events.emit(|| Event::VersionSwapped { region: id, replica, why: "open".into() });
@@ -125,18 +137,25 @@ impl Region {
             id,
             table,
             schema,
-            state: Mutex::new(State { version: Arc::new(version), side }),
-            files: AsyncMutex::new(Files::new(manifest)),
+            state: Mutex::new(State { version: Arc::new(version), side, horizon }),
+            files: AsyncMutex::new(Files { manifest, pending: None }),
+            ids,
+            compacting: Compacting::default(),
             retired: Retired::default(),
             visible: watch::Sender::new(sequence),
             flushed: watch::Sender::new(flushed),
             full: Notify::new(),
-            window: Semaphore::new(usize::try_from(spec.options.write_window).unwrap_or(Semaphore::MAX_PERMITS)),
-            worker: Mutex::default(),
+            window: Semaphore::new(window),
+            workers: Mutex::default(),
             spec,
         });
-        let worker = tokio::spawn(flush::work(Arc::downgrade(&region)));
-        *region.worker.lock().expect("no panic holds the lock") = Some(worker);
+        let workers = vec![
+            tokio::spawn(flush::work(Arc::downgrade(&region))),
+            tokio::spawn(compact::work(Arc::downgrade(&region))),
+        ];
+        *region.workers.lock().expect("no panic holds the lock") = workers;
+        // It may have been closed before it was through with what was due.
+        region.compacting.due.notify_one();
         Ok(Some(region))
     }
 
@@ -179,6 +198,7 @@ impl Region {
             applied: state.side.applied,
             flushed: version.flushed,
             sequence: self.visible(),
+            oldest: version.oldest,
             memtable_rows: version.memtable_rows() as u64,
             memtable_bytes: version.memtable_bytes() as u64,
             ssts: version.ssts.len() as u64,
@@ -187,11 +207,12 @@ impl Region {
         }
     }
 
-    /// Stops the worker. Requests under way end with an error.
+    /// Stops the workers. Requests under way end with an error.
     pub async fn close(&self) {
         self.window.close();
-        let worker = self.worker.lock().expect("no panic holds the lock").take();
-        if let Some(worker) = worker {
+        self.compacting.close();
+        let workers = std::mem::take(&mut *self.workers.lock().expect("no panic holds the lock"));
+        for worker in workers {
             worker.abort();
             let _ = worker.await;
         }

@@ -22,6 +22,9 @@ impl Region {
             let what = format!("replica {} of region {} has not applied {upto} yet", self.spec.replica, self.id);
             return Err(Error::Busy { what });
         }
+        if upto < version.oldest {
+            return Err(Error::TooOld { region: self.id, oldest: version.oldest });
+        }
         let options = &self.spec.options;
         let rows = match request.page_rows {
             0 => options.scan_batch_rows,

@@ -88,6 +88,8 @@ pub struct ReplicaStatus {
     pub flushed: Option<LogId>,
     /// The newest sequence that can be read.
     pub sequence: Sequence,
+    /// The oldest sequence that can be read.
+    pub oldest: Sequence,
     /// Versions in memtables.
     pub memtable_rows: u64,
     /// Memory of the memtables.

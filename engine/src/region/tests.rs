@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::command::Command;
 use super::request::WriteRequest;
 use super::*;
-use crate::disk::memory::MemoryDisk;
+use crate::disk::memory::{Fault, MemoryDisk};
 use crate::disk::{Open, read_whole};
 use crate::meta::catalog::PartitionRule;
 use crate::raft::{Change, Machine, Snapshot, SnapshotFile};
@@ -35,6 +35,7 @@ async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
         disk: Arc::new(disk.clone()),
         options: Arc::new(Options::default()),
         events: Events::of(NodeId(1)),
+        compactions: Arc::new(Semaphore::new(1)),
     };
     disk.create_dir(&spec.folder).await.unwrap();
     Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()
@@ -95,4 +96,87 @@ async fn retired_files_go_when_their_last_reader_does() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(files(&disk, "replicas/2/sst"), 2);
     assert_eq!(receiver.version().ssts.len(), 2);
+}
+
+/// The newest rows at `upto`, or the error.
+async fn scan(region: &Region, upto: u64) -> Result<u64> {
+    let scan = request::ScanRequest {
+        schema_version: 1,
+        columns: vec!["a".into()],
+        upto: Some(Sequence(upto)),
+        ..request::ScanRequest::default()
+    };
+    region.scan(scan).await.map(|answer| answer.rows)
+}
+
+#[tokio::test]
+async fn compaction_keeps_what_a_scan_may_be_reading_and_says_what_is_gone() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    for index in 1..=3 {
+        put(&region, index, &[1, 2]).await;
+        region.flush().await.unwrap();
+    }
+    region.compact().await.unwrap();
+    assert_eq!((region.version().ssts.len(), scan(&region, 1).await.unwrap()), (1, 1), "it is a young version");
+    // Scans that began at sequence 6 may go on for so long.
+    let keep = Duration::from_millis(region.spec.options.version_keep_ms);
+    sleep(keep).await;
+    put(&region, 4, &[1, 2]).await;
+    region.flush().await.unwrap();
+    region.compact().await.unwrap();
+    let rows = |region: &Region| region.version().ssts.values().map(|sst| sst.meta().rows).sum::<u64>();
+    assert_eq!((scan(&region, 6).await.unwrap(), rows(&region)), (2, 4));
+    let err = scan(&region, 5).await.unwrap_err();
+    assert_eq!((err.code(), err.to_string().contains('6')), ("too_old", true), "{err}");
+
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(files(&disk, "replicas/1/sst"), 1, "inputs go when nobody reads them");
+    region.close().await;
+    drop(region);
+    let region = replica(&disk, 1).await;
+    assert_eq!(scan(&region, 5).await.unwrap_err().code(), "too_old", "what is gone is gone after a restart");
+    assert_eq!((scan(&region, 6).await.unwrap(), scan(&region, 8).await.unwrap()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_compaction_happens_by_itself_when_there_are_too_many_files() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    for index in 1..=20 {
+        put(&region, index, &[1, 2, index as i64]).await;
+        region.flush().await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert!(region.version().ssts.len() <= region.spec.options.compaction_active_runs as usize, "after {index}");
+    }
+    assert_eq!(scan(&region, 60).await.unwrap(), 20);
+}
+
+#[tokio::test]
+async fn a_compaction_that_fails_takes_nothing_away_and_is_tried_again() {
+    for below in ["replicas/1/sst/0000000003", "replicas/1/manifest"] {
+        let disk = MemoryDisk::default();
+        let region = replica(&disk, 1).await;
+        for index in 1..=2 {
+            put(&region, index, &[1, index as i64 + 1]).await;
+            region.flush().await.unwrap();
+        }
+        disk.begin(below, Fault::Error);
+        let err = region.compact().await.unwrap_err();
+        assert_eq!(err.code(), "io", "{below}");
+        assert_eq!(scan(&region, 4).await.unwrap(), 3);
+        assert_eq!(
+            files(&disk, "replicas/1/sst/0000000001") + files(&disk, "replicas/1/sst/0000000002"),
+            2,
+            "inputs stay"
+        );
+        disk.end_fault();
+        region.compact().await.unwrap();
+        assert_eq!((region.version().ssts.len(), scan(&region, 4).await.unwrap()), (1, 3));
+        sleep(Duration::from_secs(2)).await;
+        region.close().await;
+        drop(region);
+        let region = replica(&disk, 1).await;
+        assert_eq!((scan(&region, 4).await.unwrap(), files(&disk, "replicas/1/sst")), (3, 1), "orphans are collected");
+    }
 }

@@ -95,6 +95,11 @@ pub enum Request {
         /// The statement.
         sql: String,
     },
+    /// Merge the files of the region's replica on this node.
+    Compact {
+        /// The region.
+        region: RegionId,
+    },
 }
 
 /// Who sent a command to a region: which step of which procedure, driven by meta's leader of which term. Tells a late
@@ -128,7 +133,7 @@ pub enum Response {
     Raft(Bytes),
     Write(WriteAnswer),
     Scan(ScanAnswer),
-    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Transfer`.
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`.
     Done,
     Status(Vec<ReplicaStatus>),
     Meta(MetaAnswer),
@@ -166,6 +171,7 @@ pub enum Kind {
     Status = 13,
     Meta = 14,
     Sql = 15,
+    Compact = 16,
 }
 
 impl Kind {
@@ -186,6 +192,7 @@ impl Kind {
         (Kind::Status, "status"),
         (Kind::Meta, "meta"),
         (Kind::Sql, "sql"),
+        (Kind::Compact, "compact"),
     ];
 
     /// The kind that is written as `byte`.
@@ -218,6 +225,7 @@ impl Request {
             Request::Status { .. } => Kind::Status,
             Request::Meta(_) => Kind::Meta,
             Request::Sql { .. } => Kind::Sql,
+            Request::Compact { .. } => Kind::Compact,
         }
     }
 

@@ -155,6 +155,7 @@ impl MetaReplica {
             applied: state.applied,
             flushed: state.flushed,
             sequence: Sequence(0),
+            oldest: Sequence(0),
             memtable_rows: 0,
             memtable_bytes: 0,
             ssts: 0,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::identity::{Identity, load_dropped, store_dropped};
@@ -40,6 +40,8 @@ pub struct Store {
     replicas: Mutex<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Replicas that must not come back. Held while replicas are made and dropped, so that the two never overlap.
     dropped: AsyncMutex<BTreeSet<ReplicaId>>,
+    /// A place for each compaction that may run at the same time.
+    compactions: Arc<Semaphore>,
     /// Replicas that have died, and why. The receiver is the supervisor's.
     deaths: UnboundedSender<(Arc<Replica>, String)>,
     died: AsyncMutex<UnboundedReceiver<(Arc<Replica>, String)>>,
@@ -75,6 +77,7 @@ impl Store {
         let log = Log::open(around.disk.clone(), LOG, &around.options, around.events.clone()).await?;
         let dropped = load_dropped(disk).await?;
         let (deaths, died) = unbounded_channel();
+        let jobs = usize::try_from(around.options.compaction_jobs).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let store = Arc::new(Store {
             identity: identity.clone(),
             incarnation,
@@ -82,6 +85,7 @@ impl Store {
             log,
             replicas: Mutex::default(),
             dropped: AsyncMutex::new(dropped),
+            compactions: Arc::new(Semaphore::new(jobs)),
             deaths,
             died: AsyncMutex::new(died),
             closing: watch::Sender::new(false),
@@ -141,6 +145,7 @@ impl Store {
             disk: self.around.disk.clone(),
             options: self.around.options.clone(),
             events: self.around.events.clone(),
+            compactions: self.compactions.clone(),
         }
     }
 
@@ -379,6 +384,14 @@ impl Store {
         match &self.of_region(region)?.state {
             State::Region(region) => region.flush().await,
             State::Meta(meta) => meta.flush().await,
+        }
+    }
+
+    /// Merges the files of a region's replica. Meta has one file.
+    pub async fn compact(&self, region: RegionId) -> Result<()> {
+        match &self.of_region(region)?.state {
+            State::Region(region) => region.compact().await,
+            State::Meta(_) => Ok(()),
         }
     }
 

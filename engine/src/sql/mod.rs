@@ -53,6 +53,22 @@ pub enum Statement {
     Explain(Box<Statement>),
     /// `SHOW TABLES`
     ShowTables,
+    /// `ADMIN .. TABLE name`
+    Admin {
+        /// What to do with each replica of it.
+        verb: AdminVerb,
+        /// The table.
+        table: String,
+    },
+}
+
+/// What an administrator may ask for that happens by itself sooner or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminVerb {
+    /// Write memtables to files.
+    Flush,
+    /// Merge files.
+    Compact,
 }
 
 /// `INSERT INTO table [(columns)] source`

@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use super::create::{ColumnDef, CreateTable, Partition};
 use super::names::{nearest, suggest};
 use super::types::column_type;
-use super::{Change, Insert, Source, Statement, Values};
+use super::{AdminVerb, Change, Insert, Source, Statement, Values};
 use crate::error::{Error, Invalid, Result};
 
 /// How deep a statement may be. Operators make a tree as deep as their chain is long, and everything that walks the tree
@@ -210,6 +210,10 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             }
             Ok(Statement::ShowTables)
         }
+        Keyword::ADMIN => {
+            parser.next_token();
+            admin(parser)
+        }
         Keyword::SELECT | Keyword::WITH | Keyword::VALUES | Keyword::FROM => query(parser),
         Keyword::INSERT => match parser.parse_statement().map_err(syntax)? {
             ast::Statement::Insert(insert) => self::insert(insert),
@@ -224,8 +228,8 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             other => Err(unsupported(first_words(&other), "")),
         },
         keyword => {
-            const KNOWN: [&str; 9] =
-                ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "EXPLAIN", "SHOW", "VALUES"];
+            const KNOWN: [&str; 10] =
+                ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "EXPLAIN", "SHOW", "VALUES", "ADMIN"];
             let written = word.value.to_uppercase();
             if keyword == Keyword::NoKeyword || nearest(&written, KNOWN).is_some() {
                 let message =
@@ -236,6 +240,23 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             Err(unsupported(keywords(&written, parser), &format!("there are {}", KNOWN.join(", "))))
         }
     }
+}
+
+/// `FLUSH TABLE name` or `COMPACT TABLE name`, behind ADMIN.
+fn admin(parser: &mut Parser) -> Result<Statement> {
+    let token = parser.next_token();
+    let written = token.token.to_string().to_uppercase();
+    let verb = match written.as_str() {
+        "FLUSH" => AdminVerb::Flush,
+        "COMPACT" => AdminVerb::Compact,
+        _ => return Err(expected("FLUSH TABLE or COMPACT TABLE behind ADMIN", &token)),
+    };
+    let token = parser.peek_token();
+    if !parser.parse_keyword(Keyword::TABLE) {
+        return Err(expected("TABLE", &token));
+    }
+    let name = parser.parse_object_name(false).map_err(syntax)?;
+    Ok(Statement::Admin { verb, table: written_table(&name)? })
 }
 
 /// `first` and the keywords that follow it: `CREATE OR REPLACE`.

@@ -11,7 +11,7 @@
 //!   the folder. The folder is synced before it is read, else a later power loss could take back what was acted upon.
 //! * **Checkpoint order.** Checkpoint (durable), `CURRENT` (durable), only then older deltas and checkpoints go.
 //!
-//! Not here: what the side state means, when to flush, removal of orphans. Truncation, expiry and compaction will be
+//! Not here: what the side state means, when to flush, removal of orphans. Truncation and expiry will be
 //! further [`Action`]s and fields of [`Edit`]; ALTER changes the definition in [`Past`] already.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +56,8 @@ pub struct ManifestState {
     pub files: BTreeMap<FileId, FileMeta>,
     /// Greater than every file that was ever in `files`.
     pub next_file: FileId,
+    /// The oldest sequence that can be read: what older reads would see is not in the files any more.
+    pub oldest: Sequence,
     /// Counts the changes; the state that a replica was created with is number 1.
     pub version: u64,
 }
@@ -63,7 +65,7 @@ pub struct ManifestState {
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Files come and go: a flush, an installed snapshot.
+    /// Files come and go: a flush, a compaction, an installed snapshot.
     Edit(Edit),
 }
 
@@ -76,6 +78,8 @@ pub struct Edit {
     pub remove: Vec<FileId>,
     /// What the files are together with from now on; none: as before.
     pub past: Option<Past>,
+    /// The oldest sequence that can be read from now on; none: as before.
+    pub oldest: Option<Sequence>,
 }
 
 /// Why a change does not fit the state: files that are not there or are already, or a past that would go back.
@@ -90,7 +94,15 @@ impl fmt::Display for Misfit {
 
 impl ManifestState {
     fn new(region: RegionId, replica: ReplicaId, past: Past) -> ManifestState {
-        ManifestState { region, replica, past, files: BTreeMap::new(), next_file: FileId(1), version: 1 }
+        ManifestState {
+            region,
+            replica,
+            past,
+            files: BTreeMap::new(),
+            next_file: FileId(1),
+            oldest: Sequence(0),
+            version: 1,
+        }
     }
 
     /// The state after `action`. If that does not fit, nothing changes.
@@ -104,8 +116,8 @@ impl ManifestState {
         }
         let mut next_file = self.next_file;
         for file in &edit.add {
-            if file.id < self.next_file || files.insert(file.id, file.clone()).is_some() {
-                return Err(Misfit(format!("file {} is to be added and its id was used before", file.id)));
+            if files.insert(file.id, file.clone()).is_some() {
+                return Err(Misfit(format!("file {} is to be added and is there", file.id)));
             }
             next_file = next_file.max(FileId(file.id.0 + 1));
         }
@@ -118,8 +130,13 @@ impl ManifestState {
                     from.flushed, from.sequence, to.flushed, to.sequence
                 )));
             }
-            self.past = past.clone();
         }
+        let sequence = edit.past.as_ref().unwrap_or(&self.past).sequence;
+        if let Some(oldest) = edit.oldest.filter(|oldest| *oldest > sequence) {
+            return Err(Misfit(format!("{oldest} is to be the oldest sequence, and {sequence} is the newest")));
+        }
+        self.past = edit.past.clone().unwrap_or_else(|| self.past.clone());
+        self.oldest = edit.oldest.unwrap_or(self.oldest);
         self.files = files;
         self.next_file = next_file;
         self.version += 1;

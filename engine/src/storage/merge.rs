@@ -13,7 +13,7 @@ use arrow::error::ArrowError;
 
 use super::memtable::{Memtable, MemtableScan};
 use super::rows::{Rows, batch, gather};
-use super::scan::{Plan, Scan, Versions};
+use super::scan::{Plan, Retention, Scan, Versions};
 use super::sst::{Sst, SstScan};
 use crate::error::{Error, IoKind, Result};
 use crate::types::{Key, Op, Schema, Sequence};
@@ -28,6 +28,8 @@ pub struct Merge {
     last: Option<Key>,
     /// Versions taken from the sources.
     taken: usize,
+    /// Rows that were handed out and handed back.
+    back: Option<Rows>,
     /// Cleared while a batch is being made: what follows an error, or a call that was dropped half-way, would lack rows.
     intact: bool,
 }
@@ -96,7 +98,17 @@ impl Merge {
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         batch_rows: usize,
     ) -> Merge {
-        Merge::new(Plan::everything(schema, batch_rows), memtables, ssts)
+        Merge::new(Plan::whole_rows(Versions::All, schema, batch_rows), memtables, ssts)
+    }
+
+    /// The versions that `retention` keeps, whole: what a compaction of `ssts` writes.
+    pub fn retained(
+        schema: &Schema,
+        ssts: impl IntoIterator<Item = Arc<Sst>>,
+        retention: Retention,
+        batch_rows: usize,
+    ) -> Merge {
+        Merge::new(Plan::whole_rows(Versions::Retained(retention), schema, batch_rows), [], ssts)
     }
 
     fn new(
@@ -111,18 +123,31 @@ impl Merge {
         let sources = memtables.chain(ssts.map(|scan| Source::Sst(Box::new(scan))));
         let cursors: Vec<_> = sources.map(|source| Cursor { source, rows: None, at: 0, held: None }).collect();
         let heads = cursors.iter().enumerate().map(|(at, cursor)| Reverse(cursor.head(at))).collect();
-        Merge { batch_rows: plan.batch_rows, plan, cursors, heads, last: None, taken: 0, intact: true }
+        Merge { batch_rows: plan.batch_rows, plan, cursors, heads, last: None, taken: 0, back: None, intact: true }
     }
 
     /// The next rows: some, or none when all were returned. After an error, or if the future was dropped before its end,
     /// every further call fails.
     pub async fn next(&mut self) -> Result<Option<Rows>> {
+        if let Some(rows) = self.back.take() {
+            return Ok(Some(rows));
+        }
         while let Some(rows) = self.next_merged().await? {
             if !rows.is_empty() {
                 return Ok(Some(rows));
             }
         }
         Ok(None)
+    }
+
+    /// Takes back the end of what [`Merge::next`] gave: it comes next again.
+    pub(super) fn hand_back(&mut self, rows: Rows) {
+        self.back = Some(rows).filter(|rows| !rows.is_empty());
+    }
+
+    /// Versions taken from the sources until now.
+    pub fn taken(&self) -> usize {
+        self.taken
     }
 
     /// Rows up to `limit`.
@@ -265,15 +290,25 @@ impl Source {
 
 /// Whether the least version, `head`, is returned.
 fn lets_through(plan: &Plan, last: &mut Option<Key>, head: &Head, op: Op) -> bool {
-    let Versions::Newest { include_deleted } = plan.versions else {
-        *last = Some(head.key.clone());
-        return true;
+    let upto = match &plan.versions {
+        Versions::All => {
+            *last = Some(head.key.clone());
+            return true;
+        }
+        Versions::Retained(retention) if head.sequence.0 > retention.horizon => return true,
+        Versions::Retained(retention) => retention.horizon,
+        Versions::Newest { .. } => plan.upto,
     };
-    if head.sequence.0 > plan.upto || last.as_ref() == Some(&head.key) {
+    if head.sequence.0 > upto || last.as_ref() == Some(&head.key) {
         return false;
     }
     *last = Some(head.key.clone());
-    op == Op::Put || include_deleted
+    op == Op::Put
+        || match &plan.versions {
+            Versions::All => true,
+            Versions::Retained(retention) => retention.has_older(&head.key, head.sequence.0),
+            Versions::Newest { include_deleted } => *include_deleted,
+        }
 }
 
 /// How many of `rows` have cells of at most `room` bytes together.

@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`rows`] what sources and the merge hand on; [`scan`] what is read, resolved against the schema;
 //! [`memtable`], [`sst`] the two kinds of sources; [`merge`] the one way to read several of them; [`version`] the set
-//! of sources that belong together; [`manifest`] the durable list of files.
+//! of sources that belong together; [`manifest`] the durable list of files; [`compaction`] which of them to merge.
 //!
 //! A replica's folder:
 //!
@@ -17,6 +17,7 @@
 //! sst/0000000003.parquet
 //! ```
 
+pub mod compaction;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;

@@ -33,12 +33,45 @@ pub struct Scan {
 }
 
 /// Which versions the merge lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Versions {
     /// All: what a flush writes.
     All,
+    /// Those that somebody may still read: what a compaction writes.
+    Retained(Retention),
     /// The newest of each row as of the plan's `upto`; of a deleted row its tombstone if asked for.
     Newest { include_deleted: bool },
+}
+
+/// Which versions of a row a compaction keeps.
+///
+/// A version goes if a newer one of its row is at or below the horizon: no read at the horizon or later can see it. A
+/// tombstone at or below the horizon that has no such successor goes if, besides, no file that is left alone can hold an
+/// older version of its row, which would come back. Memtables hold newer versions only than any file does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// The oldest sequence that can be read afterwards.
+    pub horizon: Sequence,
+    /// The files that are left alone.
+    pub left: Vec<Left>,
+}
+
+/// What a file that is left alone can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The least key.
+    pub first_key: Key,
+    /// The greatest key.
+    pub last_key: Key,
+    /// The oldest version.
+    pub first_sequence: Sequence,
+}
+
+impl Retention {
+    /// Whether a file that is left alone can hold a version of `key` that is older than `sequence`.
+    pub(crate) fn has_older(&self, key: &Key, sequence: Sequence) -> bool {
+        self.left.iter().any(|left| left.first_key <= *key && *key <= left.last_key && left.first_sequence < sequence)
+    }
 }
 
 /// A [`Scan`] as sources and merge need it. There are three sets of columns: those read of each source (of the table),
@@ -105,12 +138,12 @@ impl Plan {
         })
     }
 
-    /// Every version of every row, whole.
-    pub(crate) fn everything(schema: &Schema, batch_rows: usize) -> Plan {
+    /// Whole rows, of each the `versions`.
+    pub(crate) fn whole_rows(versions: Versions, schema: &Schema, batch_rows: usize) -> Plan {
         let columns = schema.columns().iter().map(|column| column.name.clone()).collect();
         let scan = Scan { columns, upto: Sequence(u64::MAX), ..Scan::default() };
         let plan = Plan::new(&scan, schema, batch_rows).expect("a table has its own columns");
-        Plan { versions: Versions::All, ..plan }
+        Plan { versions, ..plan }
     }
 
     /// Which rows of `batch` (of the read columns) satisfy the conditions on key columns; none: all do.

@@ -12,7 +12,7 @@ use super::manifest::{Manifest, Past};
 use super::memtable::Memtable;
 use super::merge::{Limit, Merge, Page};
 use super::rows::Rows;
-use super::scan::Scan;
+use super::scan::{Left, Retention, Scan};
 use super::sst::{self, FileMeta, Sst};
 use super::version::Version;
 use super::*;
@@ -69,8 +69,8 @@ pub(super) fn disk() -> Arc<MemoryDisk> {
 
 pub(super) fn flush(disk: &MemoryDisk, id: u64, memtables: &[Arc<Memtable>], options: &Options) -> Option<FileMeta> {
     let schema = memtables[0].schema();
-    let merge = Merge::all_versions(schema, memtables.iter().cloned(), [], options.scan_batch_rows as usize);
-    block_on(sst::write(disk, DIR, FileId(id), schema, options, merge)).unwrap()
+    let mut merge = Merge::all_versions(schema, memtables.iter().cloned(), [], options.scan_batch_rows as usize);
+    block_on(sst::write(disk, DIR, FileId(id), schema, options, u64::MAX, &mut merge)).unwrap()
 }
 
 pub(super) fn open(disk: &MemoryDisk, meta: &FileMeta) -> Sst {
@@ -235,7 +235,7 @@ impl Model {
 /// Carries out the steps; the answer is the region and the model of it.
 fn build(disk: &MemoryDisk, steps: &[Step]) -> (Version, Model, Sequence) {
     let (mut version, mut model, mut last) =
-        (Version::new(schema(), [], None, Sequence(0), 1), Model::default(), Sequence(0));
+        (Version::new(schema(), [], None, Sequence(0), Sequence(0), 1), Model::default(), Sequence(0));
     let mut files = 0;
     for step in steps {
         match step {
@@ -357,6 +357,101 @@ proptest! {
     }
 }
 
+/// Merges the files `inputs` into files of about `limit` bytes.
+fn compact(disk: &MemoryDisk, version: &Version, inputs: &[FileId], horizon: Sequence, limit: u64) -> Version {
+    let (merged, left): (Vec<_>, Vec<_>) =
+        version.ssts.values().cloned().partition(|sst| inputs.contains(&sst.meta().id));
+    let left = left.iter().map(|sst| sst.meta()).map(|meta| Left {
+        first_key: meta.first_key.clone(),
+        last_key: meta.last_key.clone(),
+        first_sequence: meta.first_sequence,
+    });
+    let retention = Retention { horizon, left: left.collect() };
+    let mut merge = Merge::retained(&version.schema, merged, retention, 2);
+    let mut outputs = Vec::new();
+    loop {
+        // Ids are never used again; the flushes of these tests are fewer than a hundred.
+        let id = 100 + disk.files().len() as u64;
+        let options = options();
+        let written = sst::write(disk, DIR, FileId(id), &version.schema, &options, limit, &mut merge);
+        let Some(meta) = block_on(written).unwrap() else { break };
+        outputs.push(open(disk, &meta));
+    }
+    let key_ranges: Vec<_> = outputs.iter().map(|sst| (&sst.meta().first_key, &sst.meta().last_key)).collect();
+    assert!(key_ranges.windows(2).all(|pair| pair[0].1 < pair[1].0), "outputs overlap: {key_ranges:?}");
+    version.with_compacted(inputs, outputs, horizon).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_compaction_changes_nothing_that_can_be_read_and_keeps_nothing_else(
+        steps in steps(),
+        choices in prop::collection::vec((any::<u16>(), any::<Index>(), prop_oneof![Just(u64::MAX), Just(0), 1..2_000_u64]), 1..4),
+    ) {
+        let disk = disk();
+        let (mut version, model, last) = build(&disk, &steps);
+        for (chosen, horizon, limit) in choices {
+            let ids: Vec<FileId> = version.ssts.keys().copied().collect();
+            let inputs: Vec<FileId> =
+                ids.iter().enumerate().filter(|(at, _)| chosen >> (at % 16) & 1 == 1).map(|(_, id)| *id).collect();
+            let choice = horizon.index(version.flushed_sequence.0 as usize + 1) as u64;
+            let horizon = Sequence(choice).max(version.oldest);
+            version = compact(&disk, &version, &inputs, horizon, limit);
+            for upto in horizon.0..=last.0 {
+                let scan = all_columns(upto);
+                let found = collect(version.scan(&scan, 3).unwrap());
+                prop_assert_eq!(found, model.answer(&version.schema, &scan), "{:?} of {:?} at {}", inputs, ids, upto);
+            }
+            // What no read needs is gone.
+            let outputs: Vec<_> = version.ssts.iter().filter(|(id, _)| !ids.contains(id)).map(|(_, sst)| sst.clone()).collect();
+            let mut before = None;
+            for (key, sequence, op, _) in collect(Merge::all_versions(&version.schema, [], outputs, 3)) {
+                if sequence > horizon {
+                    continue;
+                }
+                prop_assert!(before.as_ref() != Some(&key), "two versions of {key:?} at or below {horizon}");
+                if op == Op::Delete {
+                    let hides = |sst: &Arc<Sst>| {
+                        let meta = sst.meta();
+                        ids.contains(&meta.id) && meta.first_key <= key && key <= meta.last_key && meta.first_sequence < sequence
+                    };
+                    prop_assert!(version.ssts.values().any(hides), "a tombstone of {key:?} that hides nothing");
+                }
+                before = Some(key);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tombstone_goes_only_when_no_file_that_is_left_can_have_what_it_hides() {
+    let disk = disk();
+    let mut version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+    let delete = |host: &str| (Op::Delete, put(host, 1, 0).1);
+    for (id, rows) in
+        (1..).zip([vec![put("a", 1, 1), put("b", 1, 1)], vec![delete("a"), put("c", 1, 2)], vec![put("c", 1, 3)]])
+    {
+        write(&version.mutable, &rows, Sequence(id * 2 - 1));
+        version = version.with_frozen();
+        let sst = open(&disk, &flush(&disk, id, &version.frozen, &options()).unwrap());
+        version = version.with_flushed(&version.frozen, [sst], None, Sequence(id * 2)).unwrap();
+    }
+    let rows = |version: &Version| {
+        let merge = Merge::all_versions(&version.schema, [], version.ssts.values().cloned(), 8);
+        collect(merge).into_iter().map(|(_, sequence, op, _)| (sequence.0, op)).collect::<Vec<_>>()
+    };
+    // Without the oldest file its row would come back.
+    let part = compact(&disk, &version, &[FileId(2), FileId(3)], Sequence(6), u64::MAX);
+    assert_eq!(rows(&part), [(3, Op::Delete), (1, Op::Put), (2, Op::Put), (5, Op::Put)]);
+    let whole = compact(&disk, &version, &[FileId(1), FileId(2), FileId(3)], Sequence(6), u64::MAX);
+    assert_eq!(rows(&whole), [(2, Op::Put), (5, Op::Put)]);
+    // Somebody may still read as of 2: before the deletion.
+    let kept = compact(&disk, &version, &[FileId(1), FileId(2), FileId(3)], Sequence(2), u64::MAX);
+    assert_eq!(rows(&kept), [(3, Op::Delete), (1, Op::Put), (2, Op::Put), (5, Op::Put), (4, Op::Put)]);
+}
+
 fn put(host: &str, ts: i64, v: i64) -> (Op, Vec<Value>) {
     let text = |s: &str| Value::String(s.to_string());
     (Op::Put, vec![Value::Int(v), Value::Timestamp(ts), text(host), Value::Null])
@@ -372,7 +467,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
     // The old version in a file and the new one in memory, both in files of their own, both in one file.
     for files in [vec![1], vec![1, 1], vec![2]] {
         let disk = disk();
-        let mut version = Version::new(schema(), [], None, Sequence(0), 1);
+        let mut version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
         let mut versions = (1..).zip([10, 20]);
         for (id, written) in (1..).zip(files) {
             for (sequence, v) in versions.by_ref().take(written) {
@@ -394,7 +489,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
 
 #[test]
 fn a_reader_is_not_disturbed_by_later_writes() {
-    let version = Version::new(schema(), [], None, Sequence(0), 1);
+    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
     let rows: Vec<_> = (0..6).map(|ts| put("a", ts, ts)).collect();
     write(&version.mutable, &rows, Sequence(1));
     // As of a sequence that is not there yet: what is written while the scan is open does not count.
@@ -410,7 +505,7 @@ fn a_reader_is_not_disturbed_by_later_writes() {
 
 #[test]
 fn a_flush_of_another_past_publishes_nothing() {
-    let version = Version::new(schema(), [], None, Sequence(0), 1);
+    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
     write(&version.mutable, &[put("a", 1, 1)], Sequence(1));
     let frozen = version.with_frozen();
     let stranger = [Arc::new(Memtable::new(schema()))];
@@ -423,7 +518,7 @@ fn a_flush_of_another_past_publishes_nothing() {
 
 #[test]
 fn an_unknown_column_is_refused() {
-    let version = Version::new(schema(), [], None, Sequence(0), 1);
+    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
     let scan = Scan { columns: vec!["nothing".to_string()], ..Scan::default() };
     assert_eq!(version.scan(&scan, 8).err().unwrap().code(), "unknown_column");
 }
@@ -437,7 +532,8 @@ fn a_page_of_disjoint_files_reads_the_first_one_only() {
         flush(&disk, id, &[memtable], &options()).unwrap()
     };
     let metas = [file(1, "a"), file(2, "b")];
-    let version = Version::new(schema(), metas.iter().map(|meta| open(&disk, meta)), None, Sequence(21), 1);
+    let version =
+        Version::new(schema(), metas.iter().map(|meta| open(&disk, meta)), None, Sequence(21), Sequence(0), 1);
     // What is not read cannot be seen to be damaged.
     disk.damage(&sst::path(DIR, FileId(2)), |bytes| bytes[20] ^= 1);
     let limit = Limit { rows: 1, bytes: 1 << 20, taken: 100 };
@@ -454,7 +550,7 @@ fn a_scan_that_failed_does_not_go_on() {
     let memtable = Arc::new(Memtable::new(schema()));
     write(&memtable, &[put("a", 1, 1)], Sequence(1));
     let sst = open(&disk, &flush(&disk, 1, &[memtable], &options()).unwrap());
-    let version = Version::new(schema(), [sst], None, Sequence(1), 1);
+    let version = Version::new(schema(), [sst], None, Sequence(1), Sequence(0), 1);
     write(&version.mutable, &[put("b", 1, 1)], Sequence(2));
     disk.damage(&sst::path(DIR, FileId(1)), |bytes| bytes[20] ^= 1);
     let mut merge = version.scan(&all_columns(2), 8).unwrap();

@@ -30,6 +30,8 @@ pub struct Version {
     pub flushed: Option<LogId>,
     /// Sequence of the newest row that is in files.
     pub flushed_sequence: Sequence,
+    /// The oldest sequence that can be read.
+    pub oldest: Sequence,
     /// Grows when the rows are replaced as a whole (a snapshot, a truncation): work that was begun on another generation
     /// publishes nothing.
     pub generation: u64,
@@ -42,6 +44,7 @@ impl Version {
         ssts: impl IntoIterator<Item = Sst>,
         flushed: Option<LogId>,
         flushed_sequence: Sequence,
+        oldest: Sequence,
         generation: u64,
     ) -> Version {
         Version {
@@ -51,6 +54,7 @@ impl Version {
             ssts: ssts.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))).collect(),
             flushed,
             flushed_sequence,
+            oldest,
             generation,
         }
     }
@@ -83,6 +87,23 @@ impl Version {
         next.ssts.extend(added.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
         next.flushed = flushed;
         next.flushed_sequence = flushed_sequence;
+        Some(next)
+    }
+
+    /// What the files `inputs` had that can be read at `oldest` or later is in the files `outputs`. None if one of the
+    /// inputs is not here: the compaction was begun on another past and must not be published.
+    pub fn with_compacted(
+        &self,
+        inputs: &[FileId],
+        outputs: impl IntoIterator<Item = Sst>,
+        oldest: Sequence,
+    ) -> Option<Version> {
+        let mut next = self.clone();
+        for input in inputs {
+            next.ssts.remove(input)?;
+        }
+        next.ssts.extend(outputs.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
+        next.oldest = next.oldest.max(oldest);
         Some(next)
     }
 

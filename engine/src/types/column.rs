@@ -26,6 +26,16 @@ pub enum TimeUnit {
 }
 
 impl TimeUnit {
+    /// How many of them a second has.
+    pub fn per_second(self) -> i64 {
+        match self {
+            TimeUnit::Second => 1,
+            TimeUnit::Millisecond => 1_000,
+            TimeUnit::Microsecond => 1_000_000,
+            TimeUnit::Nanosecond => 1_000_000_000,
+        }
+    }
+
     fn to_arrow(self) -> ArrowTimeUnit {
         match self {
             TimeUnit::Second => ArrowTimeUnit::Second,

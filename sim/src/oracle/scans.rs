@@ -1,11 +1,11 @@
 //! Oracle 4b: what a replica returns when all of it is read is what its log says.
 //!
-//! A replica is read whole after each exchange of its version (flush, install, open), and all of them at calm; each time
-//! at its newest sequence. Checks: the rows are exactly those that the model has at that sequence, each once; stored data
-//! that was never damaged can be read.
+//! A replica is read whole after each exchange of its version (flush, compaction, install, open), and all of them at calm;
+//! each time at its newest sequence, and once versions were dropped also at the oldest that can be read and at one
+//! between. Checks: the rows are exactly those that the model has at that sequence, each once; stored data that was never
+//! damaged can be read.
 //!
-//! Does not check: reads that skip rows or columns (pushed-down filters; the client oracle reads by key), and versions
-//! older than the newest. A replica without rows whose log has none either counts as not compared.
+//! Does not check: reads that skip rows or columns (pushed-down filters; the client oracle reads by key). A replica without rows whose log has none either counts as not compared.
 
 use std::collections::BTreeMap;
 

@@ -56,6 +56,12 @@ marks! {
     FlushCrashed = "a flush was cut off by a crash",
     /// Its rows stayed in memory until the next one.
     FlushMadeUpFor = "a flush failed and a later one took its rows",
+    /// Between its start and its end.
+    CompactionLostPower = "a compaction was cut off by a power loss",
+    /// Between its start and its end.
+    CompactionCrashed = "a compaction was cut off by a crash",
+    /// Old versions of rows, and tombstones.
+    VersionsDropped = "versions that nobody can read were dropped",
     /// What was flushed is not in the log any more.
     LogPurged = "a log was purged",
     /// Nothing of the store was trusted until it was read again.
@@ -71,6 +77,7 @@ pub struct Marks {
     up: BTreeSet<NodeId>,
     flushing: BTreeSet<(NodeId, ReplicaId)>,
     flush_failed: BTreeSet<ReplicaId>,
+    compacting: BTreeSet<(NodeId, ReplicaId)>,
     /// Who was asked to take over.
     asked: BTreeMap<RegionId, ReplicaId>,
     /// Regions whose leader was lost with writes unanswered, until another one leads.
@@ -114,6 +121,12 @@ impl Marks {
                 let made_up_for = self.flush_failed.remove(replica);
                 self.reached(Mark::FlushMadeUpFor, made_up_for);
             }
+            Event::CompactionStarted { replica, .. } => drop(self.compacting.insert((node, *replica))),
+            Event::CompactionFailed { replica, .. } => drop(self.compacting.remove(&(node, *replica))),
+            Event::CompactionFinished { replica, dropped, .. } => {
+                self.compacting.remove(&(node, *replica));
+                self.reached(Mark::VersionsDropped, *dropped > 0);
+            }
             Event::Purged { .. } => self.reached(Mark::LogPurged, true),
             Event::ReplicaReopening { .. } => self.reached(Mark::Reopened, true),
             _ => {}
@@ -128,6 +141,10 @@ impl Marks {
         self.flushing.retain(|(at, _)| *at != node);
         let cut = if power { Mark::FlushLostPower } else { Mark::FlushCrashed };
         self.reached(cut, self.flushing.len() < flushing);
+        let compacting = self.compacting.len();
+        self.compacting.retain(|(at, _)| *at != node);
+        let cut = if power { Mark::CompactionLostPower } else { Mark::CompactionCrashed };
+        self.reached(cut, self.compacting.len() < compacting);
         let was_up = self.up.remove(&node);
         self.reached(Mark::AllDown, was_up && self.up.is_empty());
     }
@@ -185,6 +202,8 @@ mod tests {
         let failed = || Step::Event(Event::FlushFailed { region, replica, reason: "full".into() });
         let finished = Event::FlushFinished { region, replica, upto: last, sequence: Sequence(3), rows: 3 };
         let opened = Event::ReplicaOpened { region, replica, flushed: Some(last), flushed_sequence: Sequence(3) };
+        let compaction = || Step::Event(Event::CompactionStarted { region, replica, inputs: 2, rows: 3 });
+        let compacted = Event::CompactionFinished { region, replica, inputs: 2, outputs: 1, rows: 2, dropped: 1 };
         let one = |event| vec![Step::Event(event)];
         match mark {
             Mark::ElectionUnderWrites => vec![Lost { power: true, led: true }, Step::Event(elected(region))],
@@ -204,6 +223,9 @@ mod tests {
             Mark::FlushLostPower => vec![flush(), Lost { power: true, led: false }],
             Mark::FlushCrashed => vec![flush(), Lost { power: false, led: false }],
             Mark::FlushMadeUpFor => vec![flush(), failed(), flush(), Step::Event(finished)],
+            Mark::CompactionLostPower => vec![compaction(), Lost { power: true, led: false }],
+            Mark::CompactionCrashed => vec![compaction(), Lost { power: false, led: false }],
+            Mark::VersionsDropped => vec![compaction(), Step::Event(compacted)],
             Mark::LogPurged => one(Event::Purged { replica, upto: last }),
             Mark::Reopened => one(Event::ReplicaReopening { region, replica, reason: "io".into() }),
             Mark::AllDown => vec![started(), Lost { power: true, led: false }],

@@ -1,10 +1,12 @@
 //! Looks at the cluster while and after it runs: disks after a power loss, the content of replicas, convergence.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use engine::meta::catalog::TableDef;
 use engine::region::request::{ReplicaStatus, ScanRequest};
 use engine::server::message::{Request, Response};
-use engine::types::{Key, NodeId, RegionId, Value, decode_batch, encode_keys};
+use engine::types::{Key, NodeId, RegionId, Sequence, Value, decode_batch, encode_keys};
 
 use super::hub::Hub;
 use crate::cluster::Cluster;
@@ -35,11 +37,32 @@ pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option
     }
 }
 
-/// Holds what the replica of `region` on `node` returns for everything, at its newest sequence, against the model. A
-/// replica that cannot answer now is not judged.
+/// Holds what the replica of `region` on `node` returns for everything against the model: at its newest sequence, and if
+/// versions are gone at the oldest that can still be read and at one between. A replica that cannot answer now is not
+/// judged.
 pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) {
     let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else { return };
     let Some(status) = status(cluster, node, region).await else { return };
+    compare_at(cluster, hub, node, &table, &status, status.sequence).await;
+    if status.oldest > Sequence(0) {
+        let between = Sequence(status.oldest.0.midpoint(status.sequence.0));
+        for sequence in BTreeSet::from([status.oldest, between]) {
+            if sequence != status.sequence {
+                compare_at(cluster, hub, node, &table, &status, sequence).await;
+            }
+        }
+    }
+}
+
+async fn compare_at(
+    cluster: &Cluster,
+    hub: &Hub,
+    node: NodeId,
+    table: &TableDef,
+    status: &ReplicaStatus,
+    sequence: Sequence,
+) {
+    let region = status.region;
     let mut rows: Vec<(Key, Row)> = Vec::new();
     let mut after = None;
     let schema = table.schema.to_arrow();
@@ -47,7 +70,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
         let scan = ScanRequest {
             schema_version: table.schema.version,
             columns: table.schema.columns().iter().map(|column| column.name.clone()).collect(),
-            upto: Some(status.sequence),
+            upto: Some(sequence),
             after,
             ..ScanRequest::default()
         };
@@ -57,7 +80,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
                 let violation = hub.state().scans.unreadable(region, node, &format!("{file}: {message}"));
                 return hub.fail(violation);
             }
-            // It is on its way down, or waits for a disk.
+            // It is on its way down, waits for a disk, or has compacted that sequence away meanwhile.
             _ => return,
         };
         for batch in &page.batches {
@@ -75,7 +98,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
             break;
         }
     }
-    let scanned = Scanned { region, replica: status.replica, node, sequence: status.sequence, rows };
+    let scanned = Scanned { region, replica: status.replica, node, sequence, rows };
     let judged = {
         let mut state = hub.state();
         let state = &mut *state;

@@ -537,6 +537,7 @@ fn status(region: RegionId, node: NodeId, leader: Option<(ReplicaId, NodeId)>) -
         applied: None,
         flushed: None,
         sequence: Sequence(0),
+        oldest: Sequence(0),
         memtable_rows: 0,
         memtable_bytes: 0,
         ssts: 0,

@@ -189,6 +189,7 @@ fn led(region: RegionId) -> ReplicaStatus {
         applied: None,
         flushed: None,
         sequence: Sequence(0),
+        oldest: Sequence(0),
         memtable_rows: 0,
         memtable_bytes: 0,
         ssts: 0,

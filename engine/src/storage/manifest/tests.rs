@@ -43,6 +43,7 @@ fn edit(number: u64) -> Action {
         add: vec![file(number)],
         remove: number.checked_sub(2).filter(|id| *id > 0).map(FileId).into_iter().collect(),
         past: Some(past(number)),
+        oldest: None,
     })
 }
 
@@ -404,12 +405,14 @@ fn a_change_that_does_not_fit_is_refused_and_changes_nothing() {
     (1..=3).for_each(|number| block_on(manifest.commit(&edit(number))).unwrap());
     let edit = |add: &[u64], remove: &[u64], past: Option<Past>| {
         let remove = remove.iter().copied().map(FileId).collect();
-        Action::Edit(Edit { add: add.iter().copied().map(file).collect(), remove, past })
+        Action::Edit(Edit { add: add.iter().copied().map(file).collect(), remove, past, oldest: None })
     };
     let before = disk.files();
+    let newer = Action::Edit(Edit { oldest: Some(Sequence(4)), ..Edit::default() });
     for misfit in [
+        newer,
         edit(&[], &[1], None),          // removed by the third flush
-        edit(&[1], &[], None),          // its id was used
+        edit(&[3], &[], None),          // is there
         edit(&[4, 4], &[], None),       // twice
         edit(&[4], &[], Some(past(2))), // goes back
         edit(&[], &[2, 2], None),       // removed twice

@@ -23,22 +23,28 @@ use crate::types::{Key, Schema, Sequence};
 /// The level of zstd: speed before size, a flush has writers waiting.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Writes all rows of `rows` to the file `id` of the replica in `dir`, content and name durable when this returns. None:
-/// there were no rows, and there is no file. After an error, or when dropped half-way, an orphan may be left; its id must
-/// not be used again.
+/// Writes rows of `rows` to the file `id` of the replica in `dir`, content and name durable when this returns: all of
+/// them, or as many as make a file of about `limit` bytes, never a part of the versions of a row; the others come next out
+/// of `rows`. None: there were no rows, and there is no file. After an error, or when dropped half-way, an orphan may be
+/// left; its id must not be used again.
 pub async fn write(
     disk: &dyn Disk,
     dir: &str,
     id: FileId,
     schema: &Schema,
     options: &Options,
-    mut rows: Merge,
+    limit: u64,
+    rows: &mut Merge,
 ) -> Result<Option<FileMeta>> {
     let Some(first) = rows.next().await? else { return Ok(None) };
     let path = path(dir, id);
     let file =
         disk.open(&path, Open::Create).await.map_err(|err| Error::io(&err, format_args!("create SST {path}")))?;
-    let written = write_rows(&*file, &path, id, schema, options, first, rows).await;
+    let encoder = Encoder::new(schema, options).map_err(|err| unwritable(&path, err));
+    let written = match encoder {
+        Ok(encoder) => write_rows(&*file, &path, id, encoder, limit, first, rows).await,
+        Err(err) => Err(err),
+    };
     drop(file);
     let synced = match written {
         Ok(meta) => match disk.sync_dir(&folder(dir)).await {
@@ -58,19 +64,32 @@ async fn write_rows(
     file: &dyn File,
     path: &str,
     id: FileId,
-    schema: &Schema,
-    options: &Options,
+    mut encoder: Encoder,
+    limit: u64,
     first: Rows,
-    mut rows: Merge,
+    rows: &mut Merge,
 ) -> Result<FileMeta> {
-    let mut encoder = Encoder::new(schema, options).map_err(|err| unwritable(path, err))?;
     let mut offset = 0;
     let mut next = Some(first);
-    while let Some(rows_now) = next {
-        for piece in encoder.push(&rows_now).map_err(|err| unwritable(path, err))? {
+    while let Some(mut now) = next.take() {
+        let mut is_last = false;
+        if let Some(last) = &encoder.last_key
+            && encoder.bytes() >= limit
+        {
+            // A file does not end among the versions of a row.
+            let same_row = now.keys.partition_point(|key| key <= last);
+            is_last = same_row < now.len();
+            if is_last {
+                rows.hand_back(now.slice(same_row, now.len() - same_row));
+                now = now.slice(0, same_row);
+            }
+        }
+        for piece in encoder.push(&now).map_err(|err| unwritable(path, err))? {
             offset = append(file, path, offset, piece).await?;
         }
-        next = rows.next().await?;
+        if !is_last {
+            next = rows.next().await?;
+        }
     }
     let (pieces, meta) = encoder.finish(id).map_err(|err| unwritable(path, err))?;
     for piece in pieces {
@@ -98,6 +117,7 @@ struct Encoder {
     written: u64,
     checksum: crc32fast::Hasher,
     times: Option<(i64, i64)>,
+    last_key: Option<Key>,
 }
 
 impl Encoder {
@@ -130,7 +150,13 @@ impl Encoder {
             written: 0,
             checksum: crc32fast::Hasher::new(),
             times: None,
+            last_key: None,
         })
+    }
+
+    /// Size of the file if it ended now, about.
+    fn bytes(&self) -> u64 {
+        self.written + self.writer.in_progress_size() as u64
     }
 
     /// Takes rows; gives the row groups that are full.
@@ -141,6 +167,7 @@ impl Encoder {
                 self.times = Some(self.times.map_or((*time, *time), |(min, max)| (min.min(*time), max.max(*time))));
             }
         }
+        self.last_key = rows.keys.last().cloned().or(self.last_key.take());
         let batch = rows.with_version_columns(true, true);
         let mut from = 0;
         while from < rows.len() {

@@ -1,0 +1,277 @@
+//! Files into fewer files, beside everything else. The steps and what a crash between two of them leaves:
+//!
+//! 1. pick files of the current version and the oldest sequence that must stay readable;
+//! 2. merge them into new files, content and name durable. Crash: orphans, collected at open;
+//! 3. commit {outputs in, inputs out, oldest sequence} to the manifest, if all inputs are still in it. Crash: the inputs
+//!    are orphans;
+//! 4. exchange the version; the inputs are deleted when nobody reads them.
+//!
+//! When it fails, outputs are removed, never inputs. A worker compacts, one compaction of a region at a time: what is
+//! picked stays until the end, unless a snapshot replaces everything: then the edit does not fit the manifest.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep};
+
+use super::Region;
+use super::files::{Pending, Writing};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::options::Pauses;
+use crate::storage::FileId;
+use crate::storage::compaction::{Strategy, pick};
+use crate::storage::manifest::{Action, Edit, ManifestState};
+use crate::storage::merge::Merge;
+use crate::storage::scan::{Left, Retention};
+use crate::storage::sst::{self, FileMeta, Sst};
+use crate::types::{ColumnType, Sequence, TimeUnit};
+
+/// What a region needs to compact.
+#[derive(Default)]
+pub(super) struct Compacting {
+    /// Wakes the worker: there are other files than before, or somebody asks.
+    pub due: Notify,
+    /// Who asked for a compaction of everything.
+    asked: Mutex<Vec<oneshot::Sender<Result<()>>>>,
+}
+
+impl Compacting {
+    /// Nobody will compact any more.
+    pub fn close(&self) {
+        self.asked.lock().expect("no panic holds the lock").clear();
+    }
+}
+
+/// A compaction between its last output and publication.
+pub(super) struct Compaction {
+    inputs: Vec<FileId>,
+    outputs: Vec<FileMeta>,
+    oldest: Sequence,
+    /// Versions read.
+    taken: u64,
+}
+
+impl Compaction {
+    pub fn is_in(&self, state: &ManifestState) -> bool {
+        self.inputs.iter().all(|input| !state.files.contains_key(input))
+            && self.outputs.iter().all(|output| state.files.contains_key(&output.id))
+            && state.oldest == self.oldest
+    }
+}
+
+/// Which sequence was the newest some time ago. A scan takes several requests, perhaps of several replicas, all at the
+/// sequence of the first: that one must stay readable for as long as a scan may take. No replica has applied more at a
+/// moment than the leader who then began the scan, so each may decide by its own clock.
+#[derive(Debug)]
+pub(super) struct Horizon {
+    keep: Duration,
+    /// When which sequence was the newest, ascending, well apart.
+    marks: VecDeque<(Instant, Sequence)>,
+    /// The last of all.
+    last: (Instant, Sequence),
+}
+
+impl Horizon {
+    pub fn new(keep: Duration, sequence: Sequence) -> Horizon {
+        Horizon { keep, marks: VecDeque::new(), last: (Instant::now(), sequence) }
+    }
+
+    /// The newest sequence is `sequence` now. What falls between two marks is kept a little longer.
+    pub fn note(&mut self, sequence: Sequence) {
+        let now = Instant::now();
+        if self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= self.keep / 16) {
+            self.marks.push_back(self.last);
+        }
+        self.last = (now, sequence);
+    }
+
+    /// The newest sequence of the time that no scan goes back to; none was noted so long ago: none.
+    pub fn passed(&mut self) -> Option<Sequence> {
+        let now = Instant::now();
+        let passed = |(at, _): &(Instant, Sequence)| now.duration_since(*at) >= self.keep;
+        if passed(&self.last) {
+            return Some(self.last.1);
+        }
+        while self.marks.get(1).is_some_and(passed) {
+            self.marks.pop_front();
+        }
+        self.marks.front().copied().filter(passed).map(|(_, sequence)| sequence)
+    }
+}
+
+/// Compacts whenever there are other files than before and they are too many, or somebody asks. After a failure it pauses.
+pub(super) async fn work(region: Weak<Region>) {
+    let mut failing: Option<Pauses> = None;
+    loop {
+        let Some(region) = region.upgrade() else { return };
+        match &mut failing {
+            None => region.compacting.due.notified().await,
+            Some(pauses) => sleep(pauses.next_pause()).await,
+        }
+        let asked = std::mem::take(&mut *region.compacting.asked.lock().expect("no panic holds the lock"));
+        let options = &region.spec.options;
+        let strategy = match asked.is_empty() {
+            true => region.strategy(options.compaction_active_runs, options.compaction_inactive_runs),
+            false => region.strategy(1, 1),
+        };
+        let done = region.compact_by(&strategy).await;
+        failing = match &done {
+            Ok(()) => None,
+            Err(err) => {
+                let (id, replica, reason) = (region.id, region.spec.replica, err.to_string());
+                region.spec.events.emit(|| Event::CompactionFailed { region: id, replica, reason });
+                failing.or_else(|| Some(options.pauses()))
+            }
+        };
+        for who in asked {
+            // Who asked may be gone.
+            let _ = who.send(done.clone());
+        }
+    }
+}
+
+impl Region {
+    /// Merges the files of each window into one run, however few they are. Memtables are left alone. Whoever stops waiting
+    /// does not stop it.
+    pub async fn compact(&self) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.compacting.asked.lock().expect("no panic holds the lock").push(done);
+        self.compacting.due.notify_one();
+        answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    async fn compact_by(&self, strategy: &Strategy) -> Result<()> {
+        while self.compact_once(strategy).await? {}
+        Ok(())
+    }
+
+    fn strategy(&self, active_runs: u64, inactive_runs: u64) -> Strategy {
+        let options = &self.spec.options;
+        let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        let unit = self.schema.time_index().map(|at| self.schema.columns()[at].column_type);
+        Strategy {
+            window: None,
+            unit: match unit {
+                Some(ColumnType::Timestamp(unit)) => unit,
+                _ => TimeUnit::Second,
+            },
+            active_runs: count(active_runs),
+            inactive_runs: count(inactive_runs),
+            small_files: count(options.compaction_small_files),
+            max_inputs: count(options.compaction_max_inputs),
+            output_bytes: options.compaction_output_bytes,
+        }
+    }
+
+    /// Merges what `strategy` picks; false: it picks nothing.
+    async fn compact_once(&self, strategy: &Strategy) -> Result<bool> {
+        let _turn = self.spec.compactions.acquire().await.map_err(|_| Error::Stopped)?;
+        let (version, passed) = {
+            let mut state = self.state.lock().expect("no panic holds the lock");
+            (state.version.clone(), state.horizon.passed())
+        };
+        let Some(pick) = pick(version.ssts.values().map(|sst| sst.meta()), strategy) else { return Ok(false) };
+        let oldest = passed.unwrap_or(Sequence(0)).min(version.flushed_sequence).max(version.oldest);
+        let (inputs, left): (Vec<_>, Vec<_>) =
+            version.ssts.values().cloned().partition(|sst| pick.inputs.contains(&sst.meta().id));
+        let (region, replica, count) = (self.id, self.spec.replica, inputs.len() as u64);
+        let rows = inputs.iter().map(|sst| sst.meta().rows).sum();
+        self.spec.events.emit(|| Event::CompactionStarted { region, replica, inputs: count, rows });
+        let left = left.iter().map(|sst| sst.meta()).map(|meta| Left {
+            first_key: meta.first_key.clone(),
+            last_key: meta.last_key.clone(),
+            first_sequence: meta.first_sequence,
+        });
+        let retention = Retention { horizon: oldest, left: left.collect() };
+        let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
+        let mut merged = Merge::retained(&self.schema, inputs, retention, batch_rows);
+        let mut writing = Vec::new();
+        let mut outputs = Vec::new();
+        let written = self.write_outputs(&mut merged, strategy.output_bytes, &mut writing, &mut outputs).await;
+        let compaction = Compaction { inputs: pick.inputs, outputs, oldest, taken: merged.taken() as u64 };
+        // The inputs are not held for longer than they are read.
+        drop((merged, version));
+        let done = match written {
+            Ok(()) => self.commit_compaction(compaction).await,
+            Err(err) => Err((err, compaction.outputs)),
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err((err, outputs)) => {
+                for output in outputs {
+                    self.remove_file(output.id).await;
+                }
+                Err(err)
+            }
+        }
+    }
+
+    /// Step 2. Also after an error `outputs` has what was completed.
+    async fn write_outputs<'a>(
+        &'a self,
+        merged: &mut Merge,
+        limit: u64,
+        writing: &mut Vec<Writing<'a>>,
+        outputs: &mut Vec<FileMeta>,
+    ) -> Result<()> {
+        let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
+        loop {
+            let file = self.ids.next();
+            let written = sst::write(disk, folder, file.id, &self.schema, options, limit, merged).await?;
+            let Some(meta) = written else { return Ok(()) };
+            writing.push(file);
+            outputs.push(FileMeta { level: 1, ..meta });
+        }
+    }
+
+    /// Steps 3 and 4. With an error come the outputs that are in no manifest and never will be.
+    async fn commit_compaction(&self, compaction: Compaction) -> Result<(), (Error, Vec<FileMeta>)> {
+        let mut files = self.files.lock().await;
+        if let Err(err) = self.settle(&mut files).await {
+            return Err((err, compaction.outputs));
+        }
+        let edit = Edit {
+            add: compaction.outputs.clone(),
+            remove: compaction.inputs.clone(),
+            oldest: Some(compaction.oldest),
+            ..Edit::default()
+        };
+        let outputs = compaction.outputs.clone();
+        files.pending = Some(Pending::Compaction(compaction));
+        if let Err(err) = files.commit(&Action::Edit(edit)).await {
+            let is_pending = files.pending.is_some();
+            return Err((err, if is_pending { Vec::new() } else { outputs }));
+        }
+        self.settle(&mut files).await.map_err(|err| (err, Vec::new()))
+    }
+
+    /// Step 4.
+    pub(super) async fn publish_compaction(&self, compaction: &Compaction) -> Result<()> {
+        let Compaction { inputs, outputs, oldest, taken, .. } = compaction;
+        let (inputs_count, outputs_count) = (inputs.len() as u64, outputs.len() as u64);
+        let rows: u64 = outputs.iter().map(|output| output.rows).sum();
+        let mut ssts = Vec::with_capacity(outputs.len());
+        for meta in outputs {
+            ssts.push(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, meta.clone()).await?);
+        }
+        self.swap("compaction", |state| {
+            let next = state.version.with_compacted(inputs, ssts, *oldest);
+            let next = next.expect("only a compaction takes files away, and there is one at a time");
+            let old = std::mem::replace(&mut state.version, Arc::new(next));
+            self.retired.add(inputs.iter().map(|input| old.ssts[input].clone()));
+        });
+        let (region, replica) = (self.id, self.spec.replica);
+        self.spec.events.emit(|| Event::CompactionFinished {
+            region,
+            replica,
+            inputs: inputs_count,
+            outputs: outputs_count,
+            rows,
+            dropped: taken - rows,
+        });
+        Ok(())
+    }
+}
