@@ -13,6 +13,7 @@
 //! (else cargo would read this tree's configuration too), which is built with a target directory of its own.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -269,14 +270,19 @@ impl Tree {
         for name in names {
             let mut command = Command::new(self.build.join("debug").join("sim"));
             command.args(["run", name, "--seeds", &range, "--for", &time, "--format", "json"]);
-            let output =
-                command.current_dir(&self.path).stderr(Stdio::null()).output().map_err(|err| err.to_string())?;
-            if output.status.code() == Some(2) {
-                return Err(format!("{name} cannot be run: {}", String::from_utf8_lossy(&output.stderr)));
+            command.current_dir(&self.path).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut run = command.spawn().map_err(|err| err.to_string())?;
+            for line in run.stdout.take().into_iter().flat_map(|lines| BufReader::new(lines).lines()) {
+                found.read(&line.map_err(|err| err.to_string())?);
+                if found.by.is_some() {
+                    // The other seeds would tell nothing more.
+                    let _ = run.kill();
+                    let _ = run.wait();
+                    return Ok(found);
+                }
             }
-            found.read(&String::from_utf8_lossy(&output.stdout));
-            if found.by.is_some() {
-                break;
+            if run.wait().map_err(|err| err.to_string())?.code() == Some(2) {
+                return Err(format!("{name} cannot be run: try `cargo sim run {name}`"));
             }
         }
         Ok(found)
