@@ -250,7 +250,10 @@ impl Routes {
 fn writes(request: &Request) -> bool {
     matches!(
         request,
-        Request::Write { .. } | Request::Meta(MetaRequest::CreateTable { .. } | MetaRequest::DropTable { .. })
+        Request::Write { .. }
+            | Request::Meta(
+                MetaRequest::CreateTable { .. } | MetaRequest::DropTable { .. } | MetaRequest::TruncateTable { .. }
+            )
     )
 }
 
@@ -258,6 +261,7 @@ fn late(group: RegionId, request: &Request, last: Option<Error>, uncertain: bool
     let (name, group) = match request {
         Request::Meta(MetaRequest::CreateTable { .. }) => ("CREATE TABLE", "meta".to_string()),
         Request::Meta(MetaRequest::DropTable { .. }) => ("DROP TABLE", "meta".to_string()),
+        Request::Meta(MetaRequest::TruncateTable { .. }) => ("TRUNCATE", "meta".to_string()),
         Request::Meta(_) => ("a question", "meta".to_string()),
         request => (request.kind().name(), format!("region {group}")),
     };

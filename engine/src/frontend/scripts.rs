@@ -228,6 +228,7 @@ scripts! {
     retries
     sessions
     system
+    truncate
     types
     update_delete
 }

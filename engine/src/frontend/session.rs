@@ -104,6 +104,14 @@ impl Session {
                     other => Err(mismatch(&other)),
                 }
             }
+            Statement::TruncateTable { name } => {
+                let open = self.begin(deadline).await?;
+                let request = MetaRequest::TruncateTable { name: name.clone(), request: open.name() };
+                match self.meta(request, deadline).await? {
+                    MetaAnswer::Truncated => Ok(Output::Done),
+                    other => Err(mismatch(&other)),
+                }
+            }
             Statement::Insert(insert) => self.insert_statement(insert, deadline).await.map(Output::Affected),
             Statement::Change(change) => self.change(change, deadline).await.map(Output::Affected),
             Statement::Query(query) => {

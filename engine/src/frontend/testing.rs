@@ -306,6 +306,7 @@ impl State {
             }
             Request::Meta(MetaRequest::CreateTable { table, .. }) => format!("create {}", table.name),
             Request::Meta(MetaRequest::DropTable { name, .. }) => format!("drop {name}"),
+            Request::Meta(MetaRequest::TruncateTable { name, .. }) => format!("truncate {name}"),
             Request::Meta(MetaRequest::Table { name }) => format!("table {name}"),
             Request::Meta(MetaRequest::Tables) => "tables".to_string(),
             Request::Meta(MetaRequest::OpenSession) => "open session".to_string(),
@@ -376,6 +377,21 @@ impl State {
                     return answer.clone();
                 }
                 let answer = self.create(table);
+                self.catalog_requests.insert(request, answer.clone());
+                answer
+            }
+            MetaRequest::TruncateTable { name, request } => {
+                if let Some(answer) = self.catalog_requests.get(&request) {
+                    return answer.clone();
+                }
+                let answer = match self.tables.get(&name) {
+                    Some(table) => {
+                        let emptied = self.regions.iter_mut().filter(|(id, _)| id.table() == table.id);
+                        emptied.for_each(|(_, region)| region.rows.clear());
+                        Ok(MetaAnswer::Truncated)
+                    }
+                    None => Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"))),
+                };
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }

@@ -44,6 +44,13 @@ pub enum Command {
         /// Names the statement.
         request: StatementId,
     },
+    /// Begin to take all rows out of a table.
+    StartTruncate {
+        /// Its name.
+        name: String,
+        /// Names the statement.
+        request: StatementId,
+    },
     /// Something took effect that a procedure was waiting for. Counts only if the procedure is where the sender saw it,
     /// so that two runners that both think they lead do not both advance it.
     Advance {
@@ -79,7 +86,7 @@ impl Limits {
 pub enum Progress {
     /// These replicas are made, or are gone.
     Replicas(BTreeSet<ReplicaId>),
-    /// The groups of these regions are formed, or have a leader.
+    /// The groups of these regions are formed, or have a leader, or the regions are empty.
     Regions(BTreeSet<RegionId>),
     /// A node refused: the procedure can never succeed.
     Refused(Error),
@@ -131,6 +138,8 @@ pub enum Decision {
     Created(Box<TableDef>),
     /// Whether there was such a table.
     Dropped(bool),
+    /// The table has none of the rows that it had.
+    Truncated,
 }
 
 /// A point that a procedure reaches; each is in the log.
@@ -150,7 +159,9 @@ pub enum Step {
     Failed,
     /// Drop: the table is not visible any more; the statement is answered.
     Unpublished,
-    /// Create: all replicas exist. Drop: all replicas are gone.
+    /// Truncate: rows are being taken out of the regions.
+    Truncating,
+    /// Create: all replicas exist. Drop: all replicas are gone. Truncate: all regions were emptied.
     Done,
 }
 
@@ -165,6 +176,7 @@ impl Step {
             Step::Undoing => "undoing",
             Step::Failed => "failed",
             Step::Unpublished => "unpublished",
+            Step::Truncating => "truncating",
             Step::Done => "done",
         }
     }

@@ -4,10 +4,12 @@
 //! create   Prepared -> ReplicasCreated -> GroupsFormed -> Published -> (ended: done)
 //!              \______________\______________________> Undoing   -> (ended: failed)
 //! drop     Unpublished -> (ended: done)
+//! truncate Truncating  -> (ended: done)
 //! ```
 //!
 //! The statement is *decided*, and answered, at Published, Undoing and Unpublished. What follows goes on in the
-//! background until it is done: nodes that are down then hold up nobody.
+//! background until it is done: nodes that are down then hold up nobody. TRUNCATE is answered at its end; it needs each
+//! region's leader, not each replica.
 //!
 //! Everything here is pure: [`Procedure::next`] says what to ask of which node, [`Procedure::progress`] what the answers
 //! mean, [`Procedure::after`] what state follows. Each state holds what is *open*, so that what has been done is not
@@ -79,6 +81,11 @@ pub enum ProcedureState {
         /// Not yet dropped.
         open: BTreeSet<ReplicaId>,
     },
+    /// Truncate: rows are being taken out of the regions.
+    Truncating {
+        /// Not yet empty.
+        open: BTreeSet<RegionId>,
+    },
 }
 
 /// What to ask of a node.
@@ -97,7 +104,7 @@ pub struct Action {
 pub enum Target {
     /// Making or dropping a replica.
     Replica(ReplicaId),
-    /// Forming a region's group, or finding its leader.
+    /// Forming a region's group, finding its leader, or asking it to truncate.
     Region(RegionId),
 }
 
@@ -113,10 +120,11 @@ pub enum Next {
 }
 
 impl Procedure {
-    /// `create_table` or `drop_table`: the name that events use.
+    /// `create_table`, `drop_table` or `truncate_table`: the name that events use.
     pub fn kind(&self) -> &'static str {
         match self.state {
             ProcedureState::Unpublished { .. } => "drop_table",
+            ProcedureState::Truncating { .. } => "truncate_table",
             _ => "create_table",
         }
     }
@@ -141,6 +149,10 @@ impl Procedure {
             ProcedureState::Undoing { open, .. } | ProcedureState::Unpublished { open } => {
                 self.of_replicas(open, |region, replica| Request::DropReplica { region: region.id, replica, by })
             }
+            ProcedureState::Truncating { open } => {
+                // The first one is often the leader; else each further attempt asks another one.
+                self.of_regions(open, &BTreeSet::new(), attempt, |region| Request::Truncate { region: region.id, by })
+            }
         }
     }
 
@@ -159,7 +171,11 @@ impl Procedure {
                     regions.insert(region);
                 }
                 (ProcedureState::GroupsFormed { .. }, ..) => {}
-                (ProcedureState::ReplicasCreated { .. }, Target::Region(region), Ok(Response::Done)) => {
+                (
+                    ProcedureState::ReplicasCreated { .. } | ProcedureState::Truncating { .. },
+                    Target::Region(region),
+                    Ok(Response::Done),
+                ) => {
                     regions.insert(region);
                 }
                 (_, Target::Replica(replica), Ok(Response::Done)) => {
@@ -220,6 +236,10 @@ impl Procedure {
                 let open = closed(open, &gone)?;
                 if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Unpublished { open }) }
             }
+            (ProcedureState::Truncating { open }, Progress::Regions(empty)) => {
+                let open = closed(open, &empty)?;
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Truncating { open }) }
+            }
             (state, progress) => {
                 let message = format!("procedure {} at {} cannot go on by {progress:?}", self.id, state.step().name());
                 return Err(Error::invalid(Invalid::Request, message));
@@ -233,7 +253,8 @@ impl Procedure {
         self.table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect()
     }
 
-    fn regions(&self) -> BTreeSet<RegionId> {
+    /// All regions of the table.
+    pub fn regions(&self) -> BTreeSet<RegionId> {
         self.table.regions.iter().map(|region| region.id).collect()
     }
 
@@ -284,6 +305,7 @@ impl ProcedureState {
             ProcedureState::Published { .. } => Step::Published,
             ProcedureState::Undoing { .. } => Step::Undoing,
             ProcedureState::Unpublished { .. } => Step::Unpublished,
+            ProcedureState::Truncating { .. } => Step::Truncating,
         }
     }
 
@@ -300,11 +322,17 @@ impl ProcedureState {
         match self {
             ProcedureState::Prepared { .. }
             | ProcedureState::ReplicasCreated { .. }
-            | ProcedureState::GroupsFormed { .. } => false,
+            | ProcedureState::GroupsFormed { .. }
+            | ProcedureState::Truncating { .. } => false,
             ProcedureState::Published { .. } | ProcedureState::Undoing { .. } | ProcedureState::Unpublished { .. } => {
                 true
             }
         }
+    }
+
+    /// Whether it makes a table that is not there yet.
+    pub fn is_creating(&self) -> bool {
+        !self.is_decided() && !matches!(self, ProcedureState::Truncating { .. })
     }
 
     /// Whether nothing at all is open.
@@ -317,6 +345,7 @@ impl ProcedureState {
             ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
                 missing.is_empty() && open.is_empty()
             }
+            ProcedureState::Truncating { open } => open.is_empty(),
         }
     }
 }

@@ -27,6 +27,13 @@ pub enum MetaRequest {
         /// Names the statement.
         request: (SessionId, u64),
     },
+    /// Start (or find) the procedure that takes all rows out of a table, and wait until all its regions have done it.
+    TruncateTable {
+        /// Its name.
+        name: String,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
     /// The table of that name, linearizably. None: there is none.
     Table {
         /// Its name.
@@ -45,6 +52,8 @@ pub enum MetaAnswer {
     Created(TableDef),
     /// To `DropTable`: whether there was such a table.
     Dropped(bool),
+    /// To `TruncateTable`.
+    Truncated,
     /// To `Table`.
     Table(Option<TableDef>),
     /// To `Tables`.

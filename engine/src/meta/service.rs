@@ -64,6 +64,10 @@ impl Service {
                 let command = Command::StartDrop { name, if_exists, request };
                 self.statement(command, request, "drop_table", within).await
             }
+            MetaRequest::TruncateTable { name, request } => {
+                let command = Command::StartTruncate { name, request };
+                self.statement(command, request, "truncate_table", within).await
+            }
             MetaRequest::Table { name } => {
                 self.caught_up(within).await?;
                 Ok(MetaAnswer::Table(self.machine.read(|state| state.table(&name).cloned())))
@@ -93,6 +97,7 @@ impl Service {
         match timeout(within, self.run(command, request, kind, &mut waiting)).await {
             Ok(Ok(Decision::Created(table))) => Ok(MetaAnswer::Created(*table)),
             Ok(Ok(Decision::Dropped(existed))) => Ok(MetaAnswer::Dropped(existed)),
+            Ok(Ok(Decision::Truncated)) => Ok(MetaAnswer::Truncated),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(match waiting {
                 Waiting::Proposal => unknown("the statement was not decided in time and may go on"),

@@ -66,6 +66,8 @@ enum Lock {
     Name(String),
     /// A table, by id, since its name may be another table's by then: until the procedure ends.
     Table(TableId),
+    /// The rows of a table that is there: until they are gone.
+    Rows(TableId),
 }
 
 /// A statement that was run.
@@ -83,6 +85,7 @@ struct Statement {
 enum Verb {
     Create,
     Drop,
+    Truncate,
 }
 
 /// How far a statement is.
@@ -136,6 +139,9 @@ impl MetaState {
             }
             Command::StartDrop { name, if_exists, request } => {
                 self.statement(Verb::Drop, name.clone(), request, |state| state.start_drop(&name, if_exists, request))
+            }
+            Command::StartTruncate { name, request } => {
+                self.statement(Verb::Truncate, name.clone(), request, |state| state.start_truncate(&name, request))
             }
             Command::Advance { procedure, from, term, progress } => self.advance(procedure, from, term, progress),
         }
@@ -285,6 +291,9 @@ impl MetaState {
             });
         };
         let table_id = table.id;
+        if let Some(by) = self.locks.get(&Lock::Rows(table_id)) {
+            return Started::Held { by: *by };
+        }
         if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
             // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.
             match self.procedures.get(&by).map(|procedure| &procedure.state) {
@@ -301,6 +310,27 @@ impl MetaState {
         let step = state.step();
         self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
         Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) }
+    }
+
+    fn start_truncate(&mut self, name: &str, request: StatementId) -> Started {
+        if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
+            return Started::Held { by: *by };
+        }
+        let Some(table) = self.table(name).cloned() else {
+            return Started::Decided(Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"))));
+        };
+        // Replicas that are still being made are no reason to wait.
+        let rows = Lock::Rows(table.id);
+        if let Some(by) = self.locks.get(&rows) {
+            return Started::Held { by: *by };
+        }
+        let id = self.next_procedure();
+        self.locks.insert(rows, id);
+        let open = table.regions.iter().map(|region| region.id).collect();
+        let state = ProcedureState::Truncating { open };
+        let step = state.step();
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        Started::Procedure { id, step, answer: Answer::Running(id) }
     }
 
     fn advance(&mut self, id: ProcedureId, from: u32, term: u64, progress: Progress) -> Outcome {
@@ -329,13 +359,17 @@ impl MetaState {
             }
             Next::Ended => {
                 reached.push(procedure.state.end());
+                let procedure = procedure.clone();
+                if !procedure.state.is_decided() {
+                    self.decide(&procedure);
+                }
                 self.end(id);
             }
         }
         Outcome::Advanced { reached }
     }
 
-    /// Answers the statement of a creation that has just been published, or given up.
+    /// Answers the statement of a creation that has just been published, or given up, or of a truncation at its end.
     fn decide(&mut self, procedure: &Procedure) {
         let decision = match &procedure.state {
             ProcedureState::Published { .. } => {
@@ -345,12 +379,14 @@ impl MetaState {
                 Ok(Decision::Created(Box::new(table)))
             }
             ProcedureState::Undoing { error, .. } => Err(error.clone()),
+            ProcedureState::Truncating { .. } => Ok(Decision::Truncated),
             _ => return,
         };
         self.locks.remove(&Lock::Name(procedure.table.name.clone()));
         if let Some(statement) = self.statements.get_mut(&procedure.request) {
             statement.answer = Answer::Decided(decision);
         }
+        self.forget_old_statements(procedure.request);
     }
 
     /// The procedure is over. Its statement has been decided before.
@@ -405,7 +441,7 @@ impl MetaState {
     fn load(&self) -> BTreeMap<NodeId, Load> {
         let nodes = self.nodes().into_iter().flatten();
         let mut load: BTreeMap<NodeId, Load> = nodes.map(|node| (*node, Load::default())).collect();
-        let coming = self.procedures.values().filter(|p| !p.state.is_decided()).map(|procedure| &procedure.table);
+        let coming = self.procedures.values().filter(|p| p.state.is_creating()).map(|procedure| &procedure.table);
         for region in self.tables.values().chain(coming).flat_map(|table| &table.regions) {
             for (at, node) in region.replicas.values().enumerate() {
                 let load = load.entry(*node).or_default();
@@ -467,14 +503,18 @@ impl MetaState {
         for (id, procedure) in &self.procedures {
             assert_eq!(*id, procedure.id);
             assert!(!procedure.state.is_through(), "{procedure:?} has nothing to do");
-            locks.insert(Lock::Table(procedure.table.id), *id);
-            if !procedure.state.is_decided() {
+            let of_rows = matches!(procedure.state, ProcedureState::Truncating { .. });
+            let lock = if of_rows { Lock::Rows } else { Lock::Table };
+            assert_eq!(locks.insert(lock(procedure.table.id), *id), None, "two at a time");
+            if procedure.state.is_creating() {
                 locks.insert(Lock::Name(procedure.table.name.clone()), *id);
                 assert!(!self.names.contains_key(&procedure.table.name), "a name in use is being created");
+            }
+            if !procedure.state.is_decided() {
                 assert_eq!(self.answer(procedure.request), Some(&Answer::Running(*id)), "nobody will be answered");
             }
-            let published = matches!(procedure.state, ProcedureState::Published { .. });
-            assert_eq!(self.tables.contains_key(&procedure.table.id), published, "visible too early or too long");
+            let is_visible = of_rows || matches!(procedure.state, ProcedureState::Published { .. });
+            assert_eq!(self.tables.contains_key(&procedure.table.id), is_visible, "visible too early or too long");
         }
         assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");
         for statement in self.statements.values() {

@@ -110,9 +110,11 @@ impl Cluster {
         let start = Instant::now();
         loop {
             let groups: Vec<_> = self.world.groups.lock().unwrap().values().cloned().collect();
-            let mut leaders = groups.iter().filter(|group| group.standing().is_leader).map(|group| group.replica());
-            if let Some(leader) = leaders.find(|leader| Some(*leader) != but) {
-                return leader;
+            for group in groups.iter().filter(|group| group.standing().is_leader && Some(group.replica()) != but) {
+                // Who has just won refuses requests until it has applied an entry of its own.
+                if group.read_index().await.is_ok() {
+                    return group.replica();
+                }
             }
             assert!(start.elapsed() < Duration::from_secs(60), "nobody (else) leads");
             sleep(Duration::from_millis(10)).await;

@@ -55,7 +55,10 @@ enum Verdict {
 
 impl Region {
     async fn apply_command(&self, id: LogId, command: Bytes) -> Result<Bytes> {
-        let Command::Write { write, sessions } = Command::decode(&command)?;
+        let (write, sessions) = match Command::decode(&command)? {
+            Command::Write { write, sessions } => (write, sessions),
+            Command::Truncate { by } => return Ok(self.apply_truncate(id, command, by)),
+        };
         let verdict = self.judge(&write).await?;
         Ok(self.finish(id, command, |state| {
             let outcome = match verdict {
@@ -122,7 +125,7 @@ impl Region {
 
     /// Makes of the entry what `change` does, in one step of the state: a flush sees all of an entry or nothing, on
     /// whatever thread it runs. Publishes the rows and says so; answers the outcome, which `change` encoded.
-    fn finish(&self, id: LogId, command: Bytes, change: impl FnOnce(&mut State) -> Bytes) -> Bytes {
+    pub(super) fn finish(&self, id: LogId, command: Bytes, change: impl FnOnce(&mut State) -> Bytes) -> Bytes {
         let (outcome, sequence, digest, is_full) = {
             let mut state = self.state.lock().expect("no panic holds the lock");
             let outcome = change(&mut state);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{WriteAnswer, WriteRequest};
 use crate::error::Error;
+use crate::types::ProcedureId;
 
 /// An entry of a region's log. Everything that its effect depends on stands in it or in the replicated state, never in
 /// the options of the node that applies it.
@@ -16,6 +17,11 @@ pub enum Command {
         write: WriteRequest,
         /// Sessions that the region remembers at most, as the proposer's options say.
         sessions: u64,
+    },
+    /// All rows go. Resent by the same procedure, or by an earlier one that comes late, it does nothing.
+    Truncate {
+        /// On whose behalf.
+        by: ProcedureId,
     },
 }
 

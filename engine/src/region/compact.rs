@@ -7,7 +7,7 @@
 //! 4. exchange the version; the inputs are deleted when nobody reads them.
 //!
 //! When it fails, outputs are removed, never inputs. A worker compacts, one compaction of a region at a time: what is
-//! picked stays until the end, unless a snapshot replaces everything: then the edit does not fit the manifest.
+//! picked stays until the end, unless a snapshot or a truncation replaces everything, which its generation tells.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
@@ -50,6 +50,8 @@ pub(super) struct Compaction {
     inputs: Vec<FileId>,
     outputs: Vec<FileMeta>,
     oldest: Sequence,
+    /// Of the version that the inputs were picked of.
+    generation: u64,
     /// Versions read.
     taken: u64,
 }
@@ -191,7 +193,8 @@ impl Region {
         let mut writing = Vec::new();
         let mut outputs = Vec::new();
         let written = self.write_outputs(&mut merged, strategy.output_bytes, &mut writing, &mut outputs).await;
-        let compaction = Compaction { inputs: pick.inputs, outputs, oldest, taken: merged.taken() as u64 };
+        let (generation, taken) = (version.generation, merged.taken() as u64);
+        let compaction = Compaction { inputs: pick.inputs, outputs, oldest, generation, taken };
         // The inputs are not held for longer than they are read.
         drop((merged, version));
         let done = match written {
@@ -233,6 +236,10 @@ impl Region {
         if let Err(err) = self.settle(&mut files).await {
             return Err((err, compaction.outputs));
         }
+        if self.version().generation != compaction.generation {
+            let what = format!("the files of region {} were truncated or replaced while they were compacted", self.id);
+            return Err((Error::Busy { what }, compaction.outputs));
+        }
         let edit = Edit {
             add: compaction.outputs.clone(),
             remove: compaction.inputs.clone(),
@@ -250,7 +257,7 @@ impl Region {
 
     /// Step 4.
     pub(super) async fn publish_compaction(&self, compaction: &Compaction) -> Result<()> {
-        let Compaction { inputs, outputs, oldest, taken, .. } = compaction;
+        let Compaction { inputs, outputs, oldest, generation, taken } = compaction;
         let (inputs_count, outputs_count) = (inputs.len() as u64, outputs.len() as u64);
         let rows: u64 = outputs.iter().map(|output| output.rows).sum();
         let mut ssts = Vec::with_capacity(outputs.len());
@@ -258,6 +265,14 @@ impl Region {
             ssts.push(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, meta.clone()).await?);
         }
         self.swap("compaction", |state| {
+            if state.version.generation != *generation {
+                // Truncated since the edit was begun: the manifest names the outputs until the next flush.
+                let (gone, kept): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut state.truncated).into_iter().partition(|sst| inputs.contains(&sst.meta().id));
+                state.truncated = kept;
+                state.truncated.extend(ssts.into_iter().map(Arc::new));
+                return self.retired.add(gone);
+            }
             let next = state.version.with_compacted(inputs, ssts, *oldest);
             let next = next.expect("only a compaction takes files away, and there is one at a time");
             let old = std::mem::replace(&mut state.version, Arc::new(next));

@@ -16,11 +16,12 @@ use super::side::Side;
 use crate::error::Result;
 use crate::event::Event;
 use crate::options::Pauses;
+use crate::storage::FileId;
 use crate::storage::manifest::{Action, Edit, ManifestState, Past};
 use crate::storage::memtable::Memtable;
 use crate::storage::merge::Merge;
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::types::LogId;
+use crate::types::{LogId, Sequence};
 
 /// A flush between freeze and publication.
 pub(super) struct Flush {
@@ -29,6 +30,12 @@ pub(super) struct Flush {
     past: Past,
     upto: LogId,
     rows: u64,
+    /// Files that a truncation before `upto` hid.
+    truncated: Vec<FileId>,
+    /// The oldest sequence that can be read as of `upto`.
+    oldest: Sequence,
+    /// Of the version whose memtables they are.
+    generation: u64,
 }
 
 impl Flush {
@@ -89,8 +96,12 @@ impl Region {
         }
         flush.past.definition = files.manifest.state().past.definition.clone();
         flush.past.side = side.encode();
-        let edit =
-            Edit { add: flush.file.clone().into_iter().collect(), past: Some(flush.past.clone()), ..Edit::default() };
+        let edit = Edit {
+            add: flush.file.clone().into_iter().collect(),
+            remove: flush.truncated.clone(),
+            past: Some(flush.past.clone()),
+            oldest: Some(flush.oldest),
+        };
         files.pending = Some(Pending::Flush(Box::new(flush)));
         files.commit(&Action::Edit(edit)).await?;
         self.settle(&mut files).await
@@ -106,7 +117,9 @@ impl Region {
         let rows = memtables.iter().map(|memtable| memtable.rows() as u64).sum();
         let side = state.side.clone();
         let past = Past { flushed: Some(upto), sequence: side.sequence, ..Past::default() };
-        Some((Flush { memtables, file: None, past, upto, rows }, side))
+        let truncated = state.truncated.iter().map(|sst| sst.meta().id).collect();
+        let (oldest, generation) = (state.version.oldest, state.version.generation);
+        Some((Flush { memtables, file: None, past, upto, rows, truncated, oldest, generation }, side))
     }
 
     /// Step 4.
@@ -117,7 +130,16 @@ impl Region {
         }
         let (upto, sequence, rows) = (flush.upto, flush.past.sequence, flush.rows);
         self.swap("flush", |state| {
-            let next = state.version.with_flushed(&flush.memtables, added, Some(upto), sequence);
+            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut state.truncated)
+                .into_iter()
+                .partition(|sst| flush.truncated.contains(&sst.meta().id));
+            state.truncated = kept;
+            self.retired.add(gone);
+            let is_current = state.version.generation == flush.generation;
+            let memtables = if is_current { flush.memtables.as_slice() } else { &[] };
+            // Truncated meanwhile: the manifest names the file until the next flush.
+            state.truncated.extend(added.take_if(|_| !is_current).map(Arc::new));
+            let next = state.version.with_flushed(memtables, added, Some(upto), sequence);
             state.version =
                 Arc::new(next.expect("only a flush takes frozen memtables away, and there is one at a time"));
         });

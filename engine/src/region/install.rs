@@ -50,7 +50,9 @@ impl Region {
             len: meta.bytes,
             checksum: meta.checksum,
         };
-        let pin: Vec<Arc<Sst>> = version.ssts.values().cloned().collect();
+        // What a truncation hid is a part of the past that is sent.
+        let truncated = self.state.lock().expect("no panic holds the lock").truncated.clone();
+        let pin: Vec<Arc<Sst>> = version.ssts.values().cloned().chain(truncated).collect();
         Ok(Snapshot {
             last: state.past.flushed,
             membership: side.membership,
@@ -104,7 +106,7 @@ impl Region {
             let old = std::mem::replace(&mut state.version, Arc::new(next));
             state.side = side;
             state.horizon = Horizon::new(Duration::from_millis(self.spec.options.version_keep_ms), sequence);
-            self.retired.add(old.ssts.values().cloned());
+            self.retired.add(old.ssts.values().cloned().chain(std::mem::take(&mut state.truncated)));
         });
         self.visible.send_replace(sequence);
         self.flushed.send_replace(flushed);

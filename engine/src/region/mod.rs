@@ -9,8 +9,8 @@
 //! Two locks: `state` (short, never across an await) for what apply and freeze change together, and `manifest` (long)
 //! for what makes files: one flush or install at a time. A compaction takes it only for its commit.
 //!
-//! Not here: who leads and what is committed (`raft`), how files look (`storage`), alter, truncate (to come: each a verb
-//! in a file of its own).
+//! Not here: who leads and what is committed (`raft`), how files look (`storage`), alter (to come: a verb in a file of its
+//! own).
 
 pub mod command;
 pub mod request;
@@ -24,6 +24,7 @@ mod install;
 mod read;
 #[cfg(test)]
 mod tests;
+mod truncate;
 mod validate;
 
 use std::sync::{Arc, Mutex};
@@ -93,6 +94,8 @@ struct State {
     version: Arc<Version>,
     side: Side,
     horizon: Horizon,
+    /// Files that the manifest names and the version does not: a truncation hid them, the next flush takes them out.
+    truncated: Vec<Arc<Sst>>,
 }
 
 impl Region {
@@ -137,7 +140,7 @@ impl Region {
             id,
             table,
             schema,
-            state: Mutex::new(State { version: Arc::new(version), side, horizon }),
+            state: Mutex::new(State { version: Arc::new(version), side, horizon, truncated: Vec::new() }),
             files: AsyncMutex::new(Files { manifest, pending: None }),
             ids,
             compacting: Compacting::default(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::command::Outcome;
 use crate::error::Error;
 use crate::raft::Membership;
-use crate::types::{LogId, RequestId, Sequence, SessionId};
+use crate::types::{LogId, ProcedureId, RequestId, Sequence, SessionId};
 
 /// See the module. Cloned when a flush freezes the memtable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Side {
     pub digest: u64,
     /// What was answered to whom.
     pub sessions: Sessions,
+    /// The last procedure that changed the region as a whole. There is one of them at a time, and their ids only grow.
+    pub procedure: Option<ProcedureId>,
 }
 
 impl Side {

@@ -12,7 +12,7 @@ use crate::disk::memory::{Fault, MemoryDisk};
 use crate::disk::{Open, read_whole};
 use crate::meta::catalog::PartitionRule;
 use crate::raft::{Change, Machine, Snapshot, SnapshotFile};
-use crate::types::{Column, ColumnId, ColumnType, TableId, Value, encode_batch};
+use crate::types::{Column, ColumnId, ColumnType, ProcedureId, TableId, Value, encode_batch};
 
 fn table() -> TableDef {
     let column =
@@ -178,5 +178,80 @@ async fn a_compaction_that_fails_takes_nothing_away_and_is_tried_again() {
         drop(region);
         let region = replica(&disk, 1).await;
         assert_eq!((scan(&region, 4).await.unwrap(), files(&disk, "replicas/1/sst")), (3, 1), "orphans are collected");
+    }
+}
+
+async fn truncate(region: &Region, index: u64, by: u64) {
+    let command = Command::Truncate { by: ProcedureId(by) }.encode();
+    region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_truncation_takes_what_was_there_and_nothing_that_comes_after() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    put(&region, 1, &[1, 2]).await;
+    region.flush().await.unwrap();
+    put(&region, 2, &[3]).await;
+    truncate(&region, 3, 7).await;
+    assert_eq!((scan(&region, 4).await.unwrap(), region.visible()), (0, Sequence(4)));
+    assert_eq!(scan(&region, 3).await.unwrap_err().code(), "too_old");
+    put(&region, 4, &[9]).await;
+    // The same procedure asks again, and an earlier one is late.
+    truncate(&region, 5, 7).await;
+    truncate(&region, 6, 6).await;
+    assert_eq!((scan(&region, 5).await.unwrap(), region.visible()), (1, Sequence(5)));
+
+    // Not yet durable but in the log: a replica that is opened replays it.
+    region.close().await;
+    drop(region);
+    let region = replica(&disk, 1).await;
+    assert_eq!(scan(&region, 2).await.unwrap(), 2);
+    put(&region, 2, &[3]).await;
+    truncate(&region, 3, 7).await;
+    put(&region, 4, &[9]).await;
+    region.flush().await.unwrap();
+    region.close().await;
+    drop(region);
+    let region = replica(&disk, 1).await;
+    assert_eq!((scan(&region, 5).await.unwrap(), region.version().ssts.len()), (1, 1));
+    assert_eq!(scan(&region, 3).await.unwrap_err().code(), "too_old");
+    truncate(&region, 5, 7).await;
+    assert_eq!(scan(&region, 5).await.unwrap(), 1, "that it was done is durable too");
+    assert_eq!(files(&disk, "replicas/1/sst"), 1);
+}
+
+/// What was begun on the rows that go adds nothing, whatever step it is at.
+#[tokio::test]
+async fn work_of_before_a_truncation_publishes_nothing() {
+    for compacts in [false, true] {
+        for below in ["replicas/1/sst", "replicas/1/manifest"] {
+            let disk = MemoryDisk::default();
+            let region = replica(&disk, 1).await;
+            for index in 1..=2 {
+                put(&region, index, &[1, 2]).await;
+                region.flush().await.unwrap();
+            }
+            put(&region, 3, &[3]).await;
+            disk.begin(below, Fault::Hang);
+            let worker = region.clone();
+            let work =
+                tokio::spawn(async move { if compacts { worker.compact().await } else { worker.flush().await } });
+            sleep(Duration::from_millis(10)).await;
+            truncate(&region, 4, 1).await;
+            put(&region, 5, &[4]).await;
+            disk.end_fault();
+            let _ = work.await.unwrap();
+            assert_eq!(scan(&region, 7).await.unwrap(), 1, "{compacts} {below}");
+            region.flush().await.unwrap();
+            sleep(Duration::from_secs(2)).await;
+            assert_eq!(scan(&region, 7).await.unwrap(), 1, "{compacts} {below}");
+            let named: u64 = region.version().ssts.values().map(|sst| sst.meta().rows).sum();
+            assert_eq!((named, files(&disk, "replicas/1/sst")), (1, 1), "{compacts} {below}");
+            region.close().await;
+            drop(region);
+            let region = replica(&disk, 1).await;
+            assert_eq!(scan(&region, 7).await.unwrap(), 1, "{compacts} {below}");
+        }
     }
 }

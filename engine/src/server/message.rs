@@ -100,6 +100,13 @@ pub enum Request {
         /// The region.
         region: RegionId,
     },
+    /// Take all rows out of a region: asked of the leader. Resent, it takes out nothing that was written since.
+    Truncate {
+        /// The region.
+        region: RegionId,
+        /// On whose behalf.
+        by: ProcedureRef,
+    },
 }
 
 /// Who sent a command to a region: which step of which procedure, driven by meta's leader of which term. Tells a late
@@ -133,7 +140,7 @@ pub enum Response {
     Raft(Bytes),
     Write(WriteAnswer),
     Scan(ScanAnswer),
-    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`.
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`.
     Done,
     Status(Vec<ReplicaStatus>),
     Meta(MetaAnswer),
@@ -172,6 +179,7 @@ pub enum Kind {
     Meta = 14,
     Sql = 15,
     Compact = 16,
+    Truncate = 17,
 }
 
 impl Kind {
@@ -193,6 +201,7 @@ impl Kind {
         (Kind::Meta, "meta"),
         (Kind::Sql, "sql"),
         (Kind::Compact, "compact"),
+        (Kind::Truncate, "truncate"),
     ];
 
     /// The kind that is written as `byte`.
@@ -226,6 +235,7 @@ impl Request {
             Request::Meta(_) => Kind::Meta,
             Request::Sql { .. } => Kind::Sql,
             Request::Compact { .. } => Kind::Compact,
+            Request::Truncate { .. } => Kind::Truncate,
         }
     }
 

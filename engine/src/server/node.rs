@@ -287,6 +287,7 @@ impl Shared {
                 self.store()?.drop_replica(region, replica).await.map(|()| Response::Done)
             }
             Request::Flush { region } => self.store()?.flush(region).await.map(|()| Response::Done),
+            Request::Truncate { region, by } => self.store()?.truncate(region, by).await.map(|()| Response::Done),
             Request::Compact { region } => self.store()?.compact(region).await.map(|()| Response::Done),
             Request::Transfer { region, to } => {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)

@@ -21,11 +21,12 @@ use crate::log::Log;
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::raft::{Group, Machine, Surroundings};
-use crate::region::command::decode_outcome;
+use crate::region::command::{Command, decode_outcome};
 use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
 use crate::region::{Region, ReplicaSpec};
 use crate::types::{Incarnation, RegionId, ReplicaId};
 
+use super::message::ProcedureRef;
 use super::meta_replica::MetaReplica;
 
 const LOG: &str = "log";
@@ -311,6 +312,17 @@ impl Store {
         let answer = group.propose(command).await;
         self.around.events.emit(|| Event::WriteAnswered { region: id, replica, rows });
         decode_outcome(&answer?)
+    }
+
+    /// Takes all rows out of a region that is led here. Answers when that is durable on a quorum and applied.
+    pub async fn truncate(&self, id: RegionId, by: ProcedureRef) -> Result<()> {
+        let (group, _) = self.region(id)?;
+        let standing = group.standing();
+        if !standing.is_leader {
+            return Err(Error::NotLeader { region: id, hint: standing.leader });
+        }
+        let outcome = group.propose(Command::Truncate { by: by.procedure }.encode()).await?;
+        decode_outcome(&outcome).map(drop)
     }
 
     /// Reads rows of a region that is led here.

@@ -43,6 +43,11 @@ pub enum Statement {
         /// Whether it is fine that there is none.
         if_exists: bool,
     },
+    /// `TRUNCATE [TABLE] name`
+    TruncateTable {
+        /// The table.
+        name: String,
+    },
     /// `INSERT INTO ..`, an upsert.
     Insert(Insert),
     /// `UPDATE ..` or `DELETE FROM ..`.

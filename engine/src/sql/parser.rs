@@ -183,6 +183,15 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             }
             Ok(Statement::DropTable { name: written_table(&name)?, if_exists })
         }
+        Keyword::TRUNCATE => {
+            parser.next_token();
+            let _ = parser.parse_keyword(Keyword::TABLE);
+            let name = parser.parse_object_name(false).map_err(syntax)?;
+            if parser.consume_token(&Token::Comma) {
+                return Err(unsupported("TRUNCATE of several tables", "truncate one table a statement"));
+            }
+            Ok(Statement::TruncateTable { name: written_table(&name)? })
+        }
         Keyword::EXPLAIN => {
             parser.next_token();
             let option = parser.peek_token();
@@ -228,8 +237,10 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             other => Err(unsupported(first_words(&other), "")),
         },
         keyword => {
-            const KNOWN: [&str; 10] =
-                ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "EXPLAIN", "SHOW", "VALUES", "ADMIN"];
+            const KNOWN: [&str; 11] = [
+                "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "CREATE", "DROP", "EXPLAIN", "SHOW", "VALUES",
+                "ADMIN",
+            ];
             let written = word.value.to_uppercase();
             if keyword == Keyword::NoKeyword || nearest(&written, KNOWN).is_some() {
                 let message =

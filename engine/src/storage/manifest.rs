@@ -11,8 +11,8 @@
 //!   the folder. The folder is synced before it is read, else a later power loss could take back what was acted upon.
 //! * **Checkpoint order.** Checkpoint (durable), `CURRENT` (durable), only then older deltas and checkpoints go.
 //!
-//! Not here: what the side state means, when to flush, removal of orphans. Truncation and expiry will be
-//! further [`Action`]s and fields of [`Edit`]; ALTER changes the definition in [`Past`] already.
+//! Not here: what the side state means, when to flush, removal of orphans. Expiry will be a
+//! further field of [`Edit`]; ALTER changes the definition in [`Past`] already.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

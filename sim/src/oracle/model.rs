@@ -106,11 +106,18 @@ impl RegionModel {
         let key = table.schema.key();
         for (command, outcome, sequence) in std::mem::take(&mut self.waiting) {
             let before = std::mem::replace(&mut self.sequence, sequence);
-            let Ok(Command::Write { write, .. }) = Command::decode(&command) else { continue };
-            // Refused, or answered from memory: no row got a sequence.
+            // Refused, or answered from memory: nothing got a sequence.
             if decode_outcome(&outcome).is_err() || sequence == before {
                 continue;
             }
+            let write = match Command::decode(&command) {
+                Ok(Command::Write { write, .. }) => write,
+                Ok(Command::Truncate { .. }) => {
+                    self.versions.values_mut().for_each(|versions| drop(versions.insert(sequence, None)));
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let rows = decode_batch(&write.rows, &schema).expect("an applied write has rows of its table");
             for (number, key) in encode_keys(&rows, &key).into_iter().enumerate() {
                 let op = write.ops.get(number).map_or(Op::Put, |op| Op::from_byte(*op).expect("an applied op exists"));

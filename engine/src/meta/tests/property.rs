@@ -28,6 +28,10 @@ enum Entry {
         if_exists: bool,
         request: (u64, u64),
     },
+    Truncate {
+        name: u8,
+        request: (u64, u64),
+    },
     /// Of the `which`-th procedure that ever was; the open things that `mask` has are done.
     Advance {
         which: usize,
@@ -53,6 +57,7 @@ fn entry() -> impl Strategy<Value = Entry> {
         ),
         2 => (0u8..3, any::<bool>(), request())
             .prop_map(|(name, if_exists, request)| Entry::Drop { name, if_exists, request }),
+        2 => (0u8..3, request()).prop_map(|(name, request)| Entry::Truncate { name, request }),
         8 => (0usize..20, prop_oneof![9 => Just(0u32), 1 => 1u32..3], 1u64..4, any::<u16>(), prop::bool::weighted(0.1))
             .prop_map(|(which, behind, term, mask, refused)| Entry::Advance { which, behind, term, mask, refused }),
         3 => (0usize..50).prop_map(|which| Entry::Again { which }),
@@ -81,7 +86,9 @@ struct Model {
 impl Model {
     fn check(&mut self, command: &Command, outcome: &Outcome, before: &MetaState, state: &MetaState) {
         let request = match command {
-            Command::StartCreate { request, .. } | Command::StartDrop { request, .. } => Some(*request),
+            Command::StartCreate { request, .. }
+            | Command::StartDrop { request, .. }
+            | Command::StartTruncate { request, .. } => Some(*request),
             _ => None,
         };
         match outcome {
@@ -98,6 +105,9 @@ impl Model {
                     assert!(open.iter().all(|replica| *replica > self.replica), "a replica id again");
                     self.table = procedure.table.id;
                     self.replica = *open.last().unwrap();
+                } else if let ProcedureState::Truncating { open } = &procedure.state {
+                    assert_eq!(self.visible.get(&procedure.table.name), Some(&procedure.table.id));
+                    assert_eq!(open.len(), procedure.table.regions.len());
                 } else {
                     assert_eq!(self.visible.remove(&procedure.table.name), Some(procedure.table.id));
                 }
@@ -156,6 +166,9 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
         }
         Entry::Drop { name, if_exists, request: by } => {
             Command::StartDrop { name: format!("table{name}"), if_exists, request: request(by) }
+        }
+        Entry::Truncate { name, request: by } => {
+            Command::StartTruncate { name: format!("table{name}"), request: request(by) }
         }
         Entry::Advance { which, behind, term, mask, refused } => {
             let was = model.procedures.get(which % model.procedures.len().max(1))?;

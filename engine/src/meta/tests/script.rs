@@ -4,6 +4,7 @@
 //! - `bootstrap nodes=N [results=N] [regions=N]`, `session`
 //! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
 //! - `drop NAME by=SESSION.STATEMENT [if_exists]`
+//! - `truncate NAME by=SESSION.STATEMENT`
 //! - `advance PROCEDURE (all | refused | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
 //! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
 //! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
@@ -73,6 +74,11 @@ impl goldenscript::Runner for Script {
                 let request = request(&mut args)?;
                 let if_exists = flag(&mut args, "if_exists");
                 self.apply(Command::StartDrop { name, if_exists, request })
+            }
+            "truncate" => {
+                let name = args.next_pos().ok_or("truncate what?")?.to_string();
+                let request = request(&mut args)?;
+                self.apply(Command::StartTruncate { name, request })
             }
             "advance" => {
                 let id = procedure(&mut args)?;
@@ -222,6 +228,7 @@ fn shown_decision(decision: &Result<Decision, Error>) -> String {
     match decision {
         Ok(Decision::Created(table)) => format!("created {} {:?}", table.id, table.name),
         Ok(Decision::Dropped(existed)) => format!("dropped: {existed}"),
+        Ok(Decision::Truncated) => "truncated".to_string(),
         Err(error) => format!("error: {error}"),
     }
 }
@@ -262,5 +269,6 @@ fn shown_open(state: &ProcedureState) -> String {
             let missing = if missing.is_empty() { String::new() } else { format!(", later:{}", replicas(missing)) };
             format!("open:{}{missing}", regions(open))
         }
+        ProcedureState::Truncating { open } => format!("open:{}", regions(open)),
     }
 }

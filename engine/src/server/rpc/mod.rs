@@ -68,6 +68,7 @@ impl Lane {
             | Kind::DropReplica
             | Kind::Flush
             | Kind::Transfer
+            | Kind::Truncate
             | Kind::Status
             | Kind::Meta => Lane::Request,
         }
