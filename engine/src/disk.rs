@@ -83,6 +83,33 @@ pub async fn write_atomically(disk: &dyn Disk, path: &str, bytes: Bytes) -> io::
     disk.sync_dir(parent(path)).await
 }
 
+/// Removes the folder `path` with all that is in it. Whether there was one.
+pub async fn remove_tree(disk: &dyn Disk, path: &str) -> io::Result<bool> {
+    let mut folders = vec![path.to_string()];
+    let mut found = false;
+    let mut emptied = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let names = match disk.list(&folder).await {
+            Ok(names) => names,
+            // Not a folder: a file, or nothing.
+            Err(_) => {
+                remove_if_there(disk, &folder).await?;
+                continue;
+            }
+        };
+        found = true;
+        folders.extend(names.iter().map(|name| format!("{folder}/{name}")));
+        emptied.push(folder);
+    }
+    for folder in emptied.iter().rev() {
+        match disk.remove_dir(folder).await {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
 /// The whole content of the file at `path`.
 pub async fn read_whole(disk: &dyn Disk, path: &str) -> io::Result<Bytes> {
     let file = disk.open(path, Open::Read).await?;

@@ -291,8 +291,15 @@ impl MetaState {
             });
         };
         let table_id = table.id;
-        if let Some(by) = self.locks.get(&Lock::Rows(table_id)) {
-            return Started::Held { by: *by };
+        if let Some(by) = self.locks.get(&Lock::Rows(table_id)).copied() {
+            // It may wait for a region that has lost its majority; a drop need not. What of it is under way does no harm.
+            if let Some(truncation) = self.procedures.get(&by).map(|procedure| procedure.request)
+                && let Some(statement) = self.statements.get_mut(&truncation)
+            {
+                let message = format!("table {name:?} was dropped before all of it was truncated");
+                statement.answer = Answer::Decided(Err(Error::invalid(Invalid::UnknownTable, message)));
+            }
+            self.end(by);
         }
         if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
             // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.

@@ -32,7 +32,8 @@ pub trait Machine: Send + Sync + 'static {
     /// The newest state that is in files, pinned there while the value lives. Flushes if there is none yet.
     async fn snapshot(&self) -> Result<Snapshot>;
 
-    /// The folder that a received snapshot's files are put into before [`Machine::install`]; empty and synced.
+    /// A folder for the files of a snapshot that is about to be received: empty, and no other one's. Whatever is left in it
+    /// when the machine is opened the next time goes.
     async fn prepare_install(&self) -> Result<String>;
 
     /// Replaces the state by `snapshot`, whose files are complete, verified and synced in the prepared folder.

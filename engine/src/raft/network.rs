@@ -243,7 +243,11 @@ impl Receiver {
                 let last = Some(transfer.last);
                 let snapshot = Snapshot { last, membership, header, files: local, pin: Arc::new(()) };
                 let incoming = Arc::new(Incoming { transfer, snapshot, files: opened });
-                *self.open.lock().expect("no panic holds the lock") = Some(incoming);
+                let given_up = self.open.lock().expect("no panic holds the lock").replace(incoming);
+                // What a sender still writes to it goes nowhere. A complete one is not open any more.
+                for file in given_up.iter().flat_map(|incoming| &incoming.snapshot.files) {
+                    let _ = crate::disk::remove_if_there(disk, &file.path).await;
+                }
                 Ok(None)
             }
             Piece::Chunk { transfer, file, offset, bytes } => {
@@ -272,7 +276,11 @@ impl Receiver {
                     let folder = crate::disk::parent(&file.path);
                     disk.sync_dir(folder).await.map_err(|err| Error::io(&err, folder))?;
                 }
-                *self.open.lock().expect("no panic holds the lock") = None;
+                let mut open = self.open.lock().expect("no panic holds the lock");
+                if !open.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, &incoming)) {
+                    return Err(given_up());
+                }
+                *open = None;
                 Ok(Some((transfer, incoming.snapshot.clone())))
             }
         }
@@ -282,9 +290,13 @@ impl Receiver {
         let open = self.open.lock().expect("no panic holds the lock");
         match &*open {
             Some(incoming) if incoming.transfer == transfer => Ok(incoming.clone()),
-            _ => Err(Error::Unknown { message: "the snapshot was given up for a newer one".into() }),
+            _ => Err(given_up()),
         }
     }
+}
+
+fn given_up() -> Error {
+    Error::Unknown { message: "the snapshot was given up for a newer one".into() }
 }
 
 async fn verify(file: &dyn File, meta: &SnapshotFile) -> Result<()> {

@@ -37,7 +37,7 @@ impl Machine for Region {
     }
 
     async fn prepare_install(&self) -> Result<String> {
-        self.empty_incoming().await
+        self.new_incoming().await
     }
 
     async fn install(&self, snapshot: Snapshot) -> Result<()> {

@@ -30,18 +30,27 @@ use crate::storage::sst::{self, FileMeta, Sst};
 use crate::types::{ColumnType, Sequence, TimeUnit};
 
 /// What a region needs to compact.
-#[derive(Default)]
 pub(super) struct Compacting {
     /// Wakes the worker: there are other files than before, or somebody asks.
     pub due: Notify,
-    /// Who asked for a compaction of everything.
-    asked: Mutex<Vec<oneshot::Sender<Result<()>>>>,
+    /// Who asked for a compaction of everything; none: the region is closed.
+    asked: Mutex<Option<Vec<oneshot::Sender<Result<()>>>>>,
+}
+
+impl Default for Compacting {
+    fn default() -> Compacting {
+        Compacting { due: Notify::new(), asked: Mutex::new(Some(Vec::new())) }
+    }
 }
 
 impl Compacting {
     /// Nobody will compact any more.
     pub fn close(&self) {
-        self.asked.lock().expect("no panic holds the lock").clear();
+        *self.asked.lock().expect("no panic holds the lock") = None;
+    }
+
+    fn take(&self) -> Vec<oneshot::Sender<Result<()>>> {
+        self.asked.lock().expect("no panic holds the lock").as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
 
@@ -84,7 +93,8 @@ impl Horizon {
     /// The newest sequence is `sequence` now. What falls between two marks is kept a little longer.
     pub fn note(&mut self, sequence: Sequence) {
         let now = Instant::now();
-        if self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= self.keep / 16) {
+        let apart = (self.keep / 16).max(Duration::from_millis(1));
+        if self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= apart) {
             self.marks.push_back(self.last);
         }
         self.last = (now, sequence);
@@ -95,6 +105,7 @@ impl Horizon {
         let now = Instant::now();
         let passed = |(at, _): &(Instant, Sequence)| now.duration_since(*at) >= self.keep;
         if passed(&self.last) {
+            self.marks.clear();
             return Some(self.last.1);
         }
         while self.marks.get(1).is_some_and(passed) {
@@ -109,11 +120,18 @@ pub(super) async fn work(region: Weak<Region>) {
     let mut failing: Option<Pauses> = None;
     loop {
         let Some(region) = region.upgrade() else { return };
-        match &mut failing {
-            None => region.compacting.due.notified().await,
-            Some(pauses) => sleep(pauses.next_pause()).await,
+        let due = async {
+            match &mut failing {
+                None => region.compacting.due.notified().await,
+                Some(pauses) => sleep(pauses.next_pause()).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = region.closed() => return,
+            () = due => {}
         }
-        let asked = std::mem::take(&mut *region.compacting.asked.lock().expect("no panic holds the lock"));
+        let asked = region.compacting.take();
         let options = &region.spec.options;
         let strategy = match asked.is_empty() {
             true => region.strategy(options.compaction_active_runs, options.compaction_inactive_runs),
@@ -140,7 +158,10 @@ impl Region {
     /// does not stop it.
     pub async fn compact(&self) -> Result<()> {
         let (done, answer) = oneshot::channel();
-        self.compacting.asked.lock().expect("no panic holds the lock").push(done);
+        match self.compacting.asked.lock().expect("no panic holds the lock").as_mut() {
+            Some(asked) => asked.push(done),
+            None => return Err(Error::Stopped),
+        }
         self.compacting.due.notify_one();
         answer.await.unwrap_or(Err(Error::Stopped))
     }
@@ -170,7 +191,11 @@ impl Region {
 
     /// Merges what `strategy` picks; false: it picks nothing.
     async fn compact_once(&self, strategy: &Strategy) -> Result<bool> {
-        let _turn = self.spec.compactions.acquire().await.map_err(|_| Error::Stopped)?;
+        let _turn = tokio::select! {
+            biased;
+            () = self.closed() => return Err(Error::Stopped),
+            turn = self.spec.compactions.acquire() => turn.map_err(|_| Error::Stopped)?,
+        };
         let (version, passed) = {
             let mut state = self.state.lock().expect("no panic holds the lock");
             (state.version.clone(), state.horizon.passed())
@@ -192,7 +217,12 @@ impl Region {
         let mut merged = Merge::retained(&self.schema, inputs, retention, batch_rows);
         let mut writing = Vec::new();
         let mut outputs = Vec::new();
-        let written = self.write_outputs(&mut merged, strategy.output_bytes, &mut writing, &mut outputs).await;
+        let written = tokio::select! {
+            biased;
+            // What was written by then is removed as after a failure, or collected when the region is opened again.
+            () = self.closed() => Err(Error::Stopped),
+            written = self.write_outputs(&mut merged, strategy.output_bytes, &mut writing, &mut outputs) => written,
+        };
         let (generation, taken) = (version.generation, merged.taken() as u64);
         let compaction = Compaction { inputs: pick.inputs, outputs, oldest, generation, taken };
         // The inputs are not held for longer than they are read.
@@ -232,10 +262,10 @@ impl Region {
 
     /// Steps 3 and 4. With an error come the outputs that are in no manifest and never will be.
     async fn commit_compaction(&self, compaction: Compaction) -> Result<(), (Error, Vec<FileMeta>)> {
-        let mut files = self.files.lock().await;
-        if let Err(err) = self.settle(&mut files).await {
-            return Err((err, compaction.outputs));
-        }
+        let mut files = match self.files().await {
+            Ok(files) => files,
+            Err(err) => return Err((err, compaction.outputs)),
+        };
         if self.version().generation != compaction.generation {
             let what = format!("the files of region {} were truncated or replaced while they were compacted", self.id);
             return Err((Error::Busy { what }, compaction.outputs));

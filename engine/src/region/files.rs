@@ -138,9 +138,12 @@ impl Region {
             return Ok(());
         }
         // What is being written now, and what somebody reads, is none.
-        let mut needed = self.ids.writing();
-        needed.extend(self.retired.ids());
-        files.manifest.remove_orphans(&needed).await.map(drop)
+        let needed = || {
+            let mut needed = self.ids.writing();
+            needed.extend(self.retired.ids());
+            needed
+        };
+        files.manifest.remove_orphans(needed).await.map(drop)
     }
 
     /// Deletes files that the manifest does not name any more and that nobody reads.

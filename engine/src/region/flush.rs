@@ -55,6 +55,7 @@ pub(super) async fn work(region: Weak<Region>) {
         let Some(region) = region.upgrade() else { return };
         let is_due = tokio::select! {
             biased;
+            () = region.closed() => return,
             // After a failure the pause counts: a full memtable alone is no reason to hurry.
             () = region.full.notified(), if failing.is_none() => true,
             () = sleep_until(due) => true,
@@ -81,8 +82,7 @@ pub(super) async fn work(region: Weak<Region>) {
 impl Region {
     /// Writes everything that was applied until now to files. Answers when it is there; at once if there was nothing.
     pub async fn flush(&self) -> Result<()> {
-        let mut files = self.files.lock().await;
-        self.settle(&mut files).await?;
+        let mut files = self.files().await?;
         let Some((mut flush, side)) = self.freeze() else { return Ok(()) };
         let (region, replica) = (self.id, self.spec.replica);
         let (upto, rows) = (flush.upto, flush.rows);

@@ -1,19 +1,20 @@
 //! Snapshots: what a replica's files and manifest say, sent to another replica and put in the place of its state.
 //!
-//! Install: the files are complete and durable in the folder `incoming`; they get their names among the SSTs (durable);
+//! Install: the files are complete and durable in a folder of their own; they get their names among the SSTs (durable);
 //! one manifest edit takes all old files out and the new ones in, with the past that belongs to them (durable); the
 //! version is exchanged; old files are deleted when nobody reads them. A crash before the edit leaves the old state and
 //! orphans, one after it the new state.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::compact::Horizon;
-use super::{Region, Side};
-use crate::disk::remove_if_there;
+use super::{Region, ReplicaSpec, Side};
+use crate::disk::{parent, remove_tree};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::raft::{Snapshot, SnapshotFile};
@@ -21,6 +22,9 @@ use crate::storage::manifest::{Action, Edit, Past};
 use crate::storage::sst::{self, FileMeta, Sst};
 use crate::storage::version::Version;
 use crate::types::Sequence;
+
+/// How the folders begin that snapshots are received into.
+const INCOMING: &str = "incoming-";
 
 /// What the receiver needs besides the files.
 #[derive(Serialize, Deserialize)]
@@ -38,7 +42,7 @@ impl Region {
         if self.version().flushed.is_none() {
             self.flush().await?;
         }
-        let files = self.files.lock().await;
+        let files = self.files().await?;
         let state = files.manifest.state();
         let version = self.version();
         let side = Side::decode(&state.past.side)?;
@@ -62,24 +66,32 @@ impl Region {
         })
     }
 
-    /// The folder that a snapshot is received into, empty.
-    pub(super) async fn empty_incoming(&self) -> Result<String> {
-        let folder = format!("{}/incoming", self.spec.folder);
+    /// A folder that a snapshot is received into. Each has its own: an older one may be complete and about to be installed.
+    pub(super) async fn new_incoming(&self) -> Result<String> {
+        let number = self.incoming.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("{}/{INCOMING}{number}", self.spec.folder);
         let disk = self.spec.disk.as_ref();
         disk.create_dir(&folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
-        for name in disk.list(&folder).await.map_err(|err| Error::io(&err, format!("list {folder}")))? {
-            let path = format!("{folder}/{name}");
-            remove_if_there(disk, &path).await.map_err(|err| Error::io(&err, format!("remove {path}")))?;
-        }
         Ok(folder)
+    }
+
+    /// Removes what was received and never installed. Nobody may be receiving.
+    pub(super) async fn remove_incoming(spec: &ReplicaSpec) -> Result<()> {
+        let (disk, folder) = (spec.disk.as_ref(), &spec.folder);
+        for name in disk.list(folder).await.map_err(|err| Error::io(&err, format!("list {folder}")))? {
+            if name.starts_with(INCOMING) {
+                let path = format!("{folder}/{name}");
+                remove_tree(disk, &path).await.map_err(|err| Error::io(&err, format!("remove {path}")))?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn install_snapshot(&self, snapshot: Snapshot) -> Result<()> {
         let header: Header = decode(&snapshot.header)?;
         let side = Side::decode(&header.past.side)?;
         let disk = self.spec.disk.as_ref();
-        let mut files = self.files.lock().await;
-        self.settle(&mut files).await?;
+        let mut files = self.files().await?;
         let mut add = Vec::with_capacity(header.files.len());
         let mut writing = Vec::with_capacity(header.files.len());
         for (meta, received) in header.files.iter().zip(&snapshot.files) {
@@ -92,12 +104,17 @@ impl Region {
         }
         let folder = sst::folder(&self.spec.folder);
         disk.sync_dir(&folder).await.map_err(|err| Error::io(&err, format!("sync {folder}")))?;
-        let remove = files.manifest.state().files.keys().copied().collect();
-        let edit = Edit { add: add.clone(), remove, past: Some(header.past.clone()), oldest: Some(header.oldest) };
-        files.commit(&Action::Edit(edit)).await?;
+        // They are what they should be, or nothing is exchanged.
         let mut ssts = Vec::with_capacity(add.len());
-        for meta in add {
-            ssts.push(Sst::open(disk, &self.spec.folder, meta).await?);
+        for meta in &add {
+            ssts.push(Sst::open(disk, &self.spec.folder, meta.clone()).await?);
+        }
+        let remove = files.manifest.state().files.keys().copied().collect();
+        let edit = Edit { add, remove, past: Some(header.past.clone()), oldest: Some(header.oldest) };
+        files.commit(&Action::Edit(edit)).await?;
+        if let Some(received) = snapshot.files.first() {
+            // It is empty now; if it stays, it is removed when the replica is opened the next time.
+            let _ = disk.remove_dir(parent(&received.path)).await;
         }
         let (flushed, sequence) = (header.past.flushed, header.past.sequence);
         self.swap("install", |state| {

@@ -27,11 +27,12 @@ mod tests;
 mod truncate;
 mod validate;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 
 use self::compact::{Compacting, Horizon};
@@ -76,6 +77,8 @@ pub struct Region {
     state: Mutex<State>,
     files: AsyncMutex<Files>,
     ids: FileIds,
+    /// Counts the snapshots that were begun to be received.
+    incoming: AtomicU64,
     retired: Retired,
     compacting: Compacting,
     /// Published after all rows of an entry are in the memtable.
@@ -87,6 +90,8 @@ pub struct Region {
     /// Writes under way at most.
     window: Semaphore,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    /// Set when the region is closed: workers end at the next point where nothing is half done.
+    closing: watch::Sender<bool>,
 }
 
 /// What changes together.
@@ -119,7 +124,8 @@ impl Region {
     pub async fn open(spec: ReplicaSpec) -> Result<Option<Arc<Region>>> {
         let manifest = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
         let Some(manifest) = manifest else { return Ok(None) };
-        manifest.remove_orphans(&Default::default()).await?;
+        manifest.remove_orphans(Default::default).await?;
+        Region::remove_incoming(&spec).await?;
         let state = manifest.state();
         let table = decode_definition(&state.past.definition)?;
         let schema = Arc::new(table.schema.clone());
@@ -143,6 +149,7 @@ impl Region {
             state: Mutex::new(State { version: Arc::new(version), side, horizon, truncated: Vec::new() }),
             files: AsyncMutex::new(Files { manifest, pending: None }),
             ids,
+            incoming: AtomicU64::default(),
             compacting: Compacting::default(),
             retired: Retired::default(),
             visible: watch::Sender::new(sequence),
@@ -150,6 +157,7 @@ impl Region {
             full: Notify::new(),
             window: Semaphore::new(window),
             workers: Mutex::default(),
+            closing: watch::Sender::new(false),
             spec,
         });
         let workers = vec![
@@ -210,15 +218,33 @@ impl Region {
         }
     }
 
-    /// Stops the workers. Requests under way end with an error.
+    /// Ends the workers and whatever else changes files, at points where nothing is half done: afterwards the folder may be
+    /// opened anew, or removed. Later requests end with an error.
     pub async fn close(&self) {
         self.window.close();
+        self.closing.send_replace(true);
         self.compacting.close();
         let workers = std::mem::take(&mut *self.workers.lock().expect("no panic holds the lock"));
         for worker in workers {
-            worker.abort();
             let _ = worker.await;
         }
+        // Who waits for this lock finds the region closed when it gets it.
+        drop(self.files.lock().await);
+    }
+
+    /// The right to change files, unless the region is closed; what was begun last is published or gone.
+    async fn files(&self) -> Result<MutexGuard<'_, Files>> {
+        let mut files = self.files.lock().await;
+        if *self.closing.borrow() {
+            return Err(Error::Stopped);
+        }
+        self.settle(&mut files).await?;
+        Ok(files)
+    }
+
+    /// Waits until the region is closed.
+    async fn closed(&self) {
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
     fn version(&self) -> Arc<Version> {

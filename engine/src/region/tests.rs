@@ -255,3 +255,55 @@ async fn work_of_before_a_truncation_publishes_nothing() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_closed_region_changes_no_file() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    put(&region, 1, &[1, 2]).await;
+    // A flush that is under way ends first.
+    disk.begin("replicas/1/manifest", Fault::Hang);
+    let flushing = region.clone();
+    let flush = tokio::spawn(async move { flushing.flush().await });
+    sleep(Duration::from_millis(10)).await;
+    let closing = region.clone();
+    let close = tokio::spawn(async move { closing.close().await });
+    sleep(Duration::from_secs(10)).await;
+    assert!(!close.is_finished(), "an edit is being written");
+    disk.end_fault();
+    flush.await.unwrap().unwrap();
+    close.await.unwrap();
+
+    put(&region, 2, &[3]).await;
+    let before = disk.files();
+    assert_eq!(region.flush().await.unwrap_err().code(), "stopped");
+    assert_eq!(region.compact().await.unwrap_err().code(), "stopped");
+    assert!(region.snapshot().await.is_err());
+    sleep(Duration::from_secs(7_200)).await;
+    assert_eq!(disk.files(), before);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_begun_leaves_the_one_before_alone() {
+    let disk = MemoryDisk::default();
+    let (sender, receiver) = (replica(&disk, 1).await, replica(&disk, 2).await);
+    put(&sender, 1, &[1, 2]).await;
+    sender.flush().await.unwrap();
+    let complete = received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
+    put(&sender, 2, &[3]).await;
+    sender.flush().await.unwrap();
+    let newer = received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
+    receiver.install(complete).await.unwrap();
+    assert_eq!(scan(&receiver, 2).await.unwrap(), 2);
+    receiver.install(newer).await.unwrap();
+    assert_eq!(scan(&receiver, 3).await.unwrap(), 3);
+    assert_eq!(files(&disk, "replicas/2/incoming"), 0);
+
+    // What was received and not installed goes when the replica is opened.
+    received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
+    assert!(files(&disk, "replicas/2/incoming") > 0);
+    receiver.close().await;
+    drop(receiver);
+    let receiver = replica(&disk, 2).await;
+    assert_eq!((files(&disk, "replicas/2/incoming"), scan(&receiver, 3).await.unwrap()), (0, 3));
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{MutexGuard, Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::identity::{load, store};
@@ -34,7 +34,14 @@ pub struct MetaReplica {
     flushed: watch::Sender<Option<LogId>>,
     grown: Notify,
     service: Mutex<Option<Arc<Service>>>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Option<Tasks>>,
+    /// Set when the replica is closed.
+    closing: watch::Sender<bool>,
+}
+
+struct Tasks {
+    leading: JoinHandle<()>,
+    writing: JoinHandle<()>,
 }
 
 #[derive(Clone, Default)]
@@ -81,6 +88,7 @@ impl MetaReplica {
             grown: Notify::new(),
             service: Mutex::default(),
             tasks: Mutex::default(),
+            closing: watch::Sender::new(false),
         }))
     }
 
@@ -94,14 +102,26 @@ impl MetaReplica {
         let (machine, options) = (self.machine.clone(), self.spec.options.clone());
         let leading = tokio::spawn(lead(group, service, runner, machine, options));
         let writing = tokio::spawn(write_now_and_then(Arc::downgrade(self)));
-        self.tasks.lock().expect("no panic holds the lock").extend([leading, writing]);
+        *self.tasks.lock().expect("no panic holds the lock") = Some(Tasks { leading, writing });
     }
 
-    /// Stops what [`MetaReplica::serve`] began.
-    pub fn stop(&self) {
-        for task in std::mem::take(&mut *self.tasks.lock().expect("no panic holds the lock")) {
-            task.abort();
+    /// Ends what [`MetaReplica::serve`] began and whatever else writes the file, never in the middle of that: afterwards the
+    /// folder may be opened anew.
+    pub async fn close(&self) {
+        self.closing.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock().expect("no panic holds the lock"));
+        if let Some(tasks) = tasks {
+            tasks.leading.abort();
+            let _ = tasks.writing.await;
         }
+        // Who waits for this lock finds the replica closed when it gets it.
+        drop(self.writing.lock().await);
+    }
+
+    /// The right to write the file, unless the replica is closed.
+    async fn writing(&self) -> Result<MutexGuard<'_, ()>> {
+        let writing = self.writing.lock().await;
+        if *self.closing.borrow() { Err(Error::Stopped) } else { Ok(writing) }
     }
 
     /// Answers a request, if this replica leads.
@@ -117,7 +137,7 @@ impl MetaReplica {
 
     /// Writes what was applied until now to the file.
     pub async fn flush(&self) -> Result<()> {
-        let _one = self.writing.lock().await;
+        let _one = self.writing().await?;
         let (state, machine) = {
             // Apply changes both under this lock.
             let state = self.state.lock().expect("no panic holds the lock");
@@ -198,7 +218,12 @@ async fn write_now_and_then(replica: std::sync::Weak<MetaReplica>) {
     loop {
         let Some(replica) = replica.upgrade() else { return };
         let interval = Duration::from_millis(replica.spec.options.flush_interval_ms);
-        let _ = tokio::time::timeout(interval, replica.grown.notified()).await;
+        let mut closing = replica.closing.subscribe();
+        tokio::select! {
+            biased;
+            _ = closing.wait_for(|closing| *closing) => return,
+            _ = tokio::time::timeout(interval, replica.grown.notified()) => {}
+        }
         if let Err(err) = replica.flush().await {
             let (region, id, reason) = (RegionId::META, replica.spec.replica, err.to_string());
             replica.spec.events.emit(|| Event::FlushFailed { region, replica: id, reason });
@@ -250,7 +275,7 @@ impl RaftMachine for MetaReplica {
     async fn snapshot(&self) -> Result<Snapshot> {
         self.flush().await?;
         // The file is replaced by the next flush; what is sent is this one's content, which is small.
-        let _one = self.writing.lock().await;
+        let _one = self.writing().await?;
         let path = path(&self.spec.folder);
         let bytes = read_whole(self.spec.disk.as_ref(), &path).await.map_err(|err| Error::io(&err, &path))?;
         let (last, membership) = self.flushed();
@@ -262,7 +287,7 @@ impl RaftMachine for MetaReplica {
     }
 
     async fn install(&self, snapshot: Snapshot) -> Result<()> {
-        let _one = self.writing.lock().await;
+        let _one = self.writing().await?;
         let disk = self.spec.disk.as_ref();
         let path = path(&self.spec.folder);
         let received = format!("{path}.received");

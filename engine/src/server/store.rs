@@ -5,6 +5,7 @@
 //! nothing is trusted until it was read again. (The node does that: it drops this store and opens another.)
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::identity::{Identity, load_dropped, store_dropped};
-use crate::disk::{Disk, remove_if_there};
+use crate::disk::remove_tree;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::log::Log;
@@ -342,6 +343,11 @@ impl Store {
         replica: ReplicaId,
         table: &TableDef,
     ) -> Result<()> {
+        let (store, table) = (self.clone(), table.clone());
+        to_its_end(async move { store.make_replica(region, replica, &table).await }).await
+    }
+
+    async fn make_replica(self: &Arc<Self>, region: RegionId, replica: ReplicaId, table: &TableDef) -> Result<()> {
         let dropped = self.dropped.lock().await;
         if dropped.contains(&replica) {
             let message =
@@ -364,7 +370,12 @@ impl Store {
 
     /// Removes a replica: remembers that it must not come back (durably), stops it, makes its log obsolete, removes its
     /// files. Fine if it is gone.
-    pub async fn drop_replica(&self, region: RegionId, replica: ReplicaId) -> Result<()> {
+    pub async fn drop_replica(self: &Arc<Self>, region: RegionId, replica: ReplicaId) -> Result<()> {
+        let store = self.clone();
+        to_its_end(async move { store.unmake_replica(region, replica).await }).await
+    }
+
+    async fn unmake_replica(&self, region: RegionId, replica: ReplicaId) -> Result<()> {
         let mut dropped = self.dropped.lock().await;
         if !dropped.contains(&replica) {
             let mut more = dropped.clone();
@@ -383,7 +394,9 @@ impl Store {
         if self.log.replicas().contains(&replica) {
             self.log.replica(replica).forget().await?;
         }
-        if remove_tree(self.around.disk.as_ref(), &folder(replica)).await? {
+        let folder = folder(replica);
+        let removed = remove_tree(self.around.disk.as_ref(), &folder).await;
+        if removed.map_err(|err| Error::io(&err, format!("remove {folder}")))? {
             self.around.disk.sync_dir(REPLICAS).await.map_err(|err| Error::io(&err, format!("sync {REPLICAS}")))?;
             let region = region.unwrap_or_default();
             self.around.events.emit(|| Event::ReplicaDropped { region, replica });
@@ -393,10 +406,14 @@ impl Store {
 
     /// Writes the memtables of a region's replica to files.
     pub async fn flush(&self, region: RegionId) -> Result<()> {
-        match &self.of_region(region)?.state {
-            State::Region(region) => region.flush().await,
-            State::Meta(meta) => meta.flush().await,
-        }
+        let replica = self.of_region(region)?;
+        to_its_end(async move {
+            match &replica.state {
+                State::Region(region) => region.flush().await,
+                State::Meta(meta) => meta.flush().await,
+            }
+        })
+        .await
     }
 
     /// Merges the files of a region's replica. Meta has one file.
@@ -452,40 +469,17 @@ impl State {
     async fn close(&self) {
         match self {
             State::Region(region) => region.close().await,
-            State::Meta(meta) => meta.stop(),
+            State::Meta(meta) => meta.close().await,
         }
     }
+}
+
+/// Carries out what must not be given up half-way, also if whoever asked for it does not wait any longer.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or(Err(Error::Stopped))
 }
 
 /// Where a replica lives.
 pub(super) fn folder(replica: ReplicaId) -> String {
     format!("{REPLICAS}/{}", replica.0)
-}
-
-/// Removes the folder `path` with all that is in it. Whether there was one.
-pub(super) async fn remove_tree(disk: &dyn Disk, path: &str) -> Result<bool> {
-    let failed = |err: std::io::Error, what: &str| Error::io(&err, format!("remove {what}"));
-    let mut folders = vec![path.to_string()];
-    let mut found = false;
-    let mut emptied = Vec::new();
-    while let Some(folder) = folders.pop() {
-        let names = match disk.list(&folder).await {
-            Ok(names) => names,
-            // Not a folder: a file, or nothing.
-            Err(_) => {
-                remove_if_there(disk, &folder).await.map_err(|err| failed(err, &folder))?;
-                continue;
-            }
-        };
-        found = true;
-        folders.extend(names.iter().map(|name| format!("{folder}/{name}")));
-        emptied.push(folder);
-    }
-    for folder in emptied.iter().rev() {
-        match disk.remove_dir(folder).await {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(failed(err, folder)),
-            _ => {}
-        }
-    }
-    Ok(found)
 }

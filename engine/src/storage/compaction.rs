@@ -81,11 +81,27 @@ fn too_many_runs(files: &[&FileMeta], most: usize, strategy: &Strategy) -> Optio
     }
     let merged = runs.len() - most.max(1) + 1;
     runs.sort_by_key(|run| (run.iter().map(|file| file.bytes).sum::<u64>(), run[0].id));
-    let mut inputs: Vec<&FileMeta> = runs.into_iter().take(merged).flatten().collect();
-    // A part in key order overlaps: the first files of all runs.
-    sort(&mut inputs);
+    let mut chosen: Vec<&FileMeta> = runs.into_iter().take(merged).flatten().collect();
+    sort(&mut chosen);
+    // Files that overlap none of the others need not be written again, and would be picked again and again.
+    let mut inputs = overlapping(&chosen)?;
     inputs.truncate(strategy.max_inputs.max(2));
     Some(inputs.iter().map(|file| file.id).collect())
+}
+
+/// The first files that overlap each other, directly or by others between them; each prefix of two or more does so too.
+fn overlapping<'a>(sorted: &[&'a FileMeta]) -> Option<Vec<&'a FileMeta>> {
+    let mut together: Vec<&FileMeta> = Vec::new();
+    for file in sorted {
+        if together.iter().all(|before| before.last_key < file.first_key) {
+            if together.len() > 1 {
+                break;
+            }
+            together.clear();
+        }
+        together.push(file);
+    }
+    Some(together).filter(|together| together.len() > 1)
 }
 
 /// Adjacent files of one run that fit one output, if they are enough to be worth it.

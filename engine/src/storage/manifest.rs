@@ -257,13 +257,14 @@ impl Manifest {
         Ok(())
     }
 
-    /// Removes SSTs that neither the manifest nor `writing` names; answers how many. To be called at open, and after
-    /// failures. Files that cannot be removed stay for the next time.
-    pub async fn remove_orphans(&self, writing: &BTreeSet<FileId>) -> Result<usize> {
+    /// Removes SSTs that neither the manifest nor `needed` names; answers how many. To be called at open, and after
+    /// failures. `needed` is asked after the folder was read, so that a file that is begun meanwhile is none of those that
+    /// were found. Files that cannot be removed stay for the next time.
+    pub async fn remove_orphans(&self, needed: impl FnOnce() -> BTreeSet<FileId>) -> Result<usize> {
         self.refuse_if_uncertain()?;
         let folder = sst::folder(&self.dir);
         let names = list_if_there(&*self.disk, &folder).await?;
-        let orphans = sst::orphans(&names, &self.state.file_ids(), writing);
+        let orphans = sst::orphans(&names, &self.state.file_ids(), &needed());
         for name in &orphans {
             let path = format!("{folder}/{name}");
             remove_if_there(&*self.disk, &path).await.map_err(|err| Error::io(&err, format_args!("remove {path}")))?;

@@ -594,7 +594,7 @@ fn what_a_crash_left_is_removed_and_what_is_named_stays() {
         manifest
     };
     let manifest = block_on(manifest);
-    let removed = block_on(manifest.remove_orphans(&BTreeSet::from([FileId(3)]))).unwrap();
+    let removed = block_on(manifest.remove_orphans(|| BTreeSet::from([FileId(3)]))).unwrap();
     assert_eq!(removed, 1);
     assert_eq!(block_on(disk.list(&sst::folder(DIR))).unwrap(), ["0000000002.parquet", "0000000003.parquet"]);
 }

@@ -224,7 +224,7 @@ async fn check_files(
             return Err(wrong("a file that the manifest names is not whole", err.to_string()));
         }
     }
-    if let Err(err) = manifest.remove_orphans(&BTreeSet::new()).await {
+    if let Err(err) = manifest.remove_orphans(BTreeSet::new).await {
         return Err(wrong("orphans cannot be collected", err.to_string()));
     }
     let left = disk.list(&sst::folder(&folder)).await.unwrap_or_default();

@@ -5,7 +5,8 @@
 //! - `drop ID ..`
 //! - `runs`: how all files are cut into runs
 //! - `pick`: the window and its files
-//! - `compact`: picks, and puts one file in the place of those, until nothing is picked
+//! - `compact`: picks, and puts as many files of the size of an output as it takes in the place of those, until nothing is
+//!   picked
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -94,8 +95,8 @@ impl goldenscript::Runner for Script {
             "compact" => {
                 let mut lines = Vec::new();
                 while let Some(pick) = self.pick() {
-                    let output = self.merge(&pick.inputs);
-                    lines.push(format!("{} -> {output}", shown(&pick)));
+                    let outputs = self.merge(&pick.inputs);
+                    lines.push(format!("{} -> {}", shown(&pick), names(outputs.iter())));
                     if lines.len() > 20 {
                         return Err(format!("it does not come to an end: {lines:?}").into());
                     }
@@ -114,21 +115,32 @@ impl Script {
         pick(self.files.values(), &self.strategy)
     }
 
-    fn merge(&mut self, inputs: &[FileId]) -> FileId {
-        let id = FileId(self.files.keys().next_back().map_or(1, |last| last.0 + 1));
+    /// The keys at the ends of the inputs are dealt out to the outputs in order.
+    fn merge(&mut self, inputs: &[FileId]) -> Vec<FileId> {
+        let next = self.files.keys().next_back().map_or(1, |last| last.0 + 1);
         let inputs: Vec<FileMeta> = inputs.iter().map(|input| self.files.remove(input).unwrap()).collect();
-        let merged = FileMeta {
-            id,
-            first_key: inputs.iter().map(|file| file.first_key.clone()).min().unwrap(),
-            last_key: inputs.iter().map(|file| file.last_key.clone()).max().unwrap(),
-            first_time: inputs.iter().map(|file| file.first_time).min().unwrap(),
-            last_time: inputs.iter().map(|file| file.last_time).max().unwrap(),
-            bytes: inputs.iter().map(|file| file.bytes).sum(),
-            level: 1,
-            ..inputs[0].clone()
-        };
-        self.files.insert(id, merged);
-        id
+        let mut keys: Vec<Key> =
+            inputs.iter().flat_map(|file| [file.first_key.clone(), file.last_key.clone()]).collect();
+        keys.sort();
+        keys.dedup();
+        let bytes: u64 = inputs.iter().map(|file| file.bytes).sum();
+        let outputs = bytes.div_ceil(self.strategy.output_bytes).clamp(1, keys.len() as u64);
+        let mut ids = Vec::new();
+        for (id, keys) in (next..).zip(keys.chunks(keys.len().div_ceil(outputs as usize))) {
+            let merged = FileMeta {
+                id: FileId(id),
+                first_key: keys[0].clone(),
+                last_key: keys[keys.len() - 1].clone(),
+                first_time: inputs.iter().map(|file| file.first_time).min().unwrap(),
+                last_time: inputs.iter().map(|file| file.last_time).max().unwrap(),
+                bytes: bytes / outputs,
+                level: 1,
+                ..inputs[0].clone()
+            };
+            ids.push(merged.id);
+            self.files.insert(merged.id, merged);
+        }
+        ids
     }
 }
 

@@ -320,7 +320,7 @@ fn after_an_error_nothing_happens_before_the_disk_was_read_again() {
             let Some(mut manifest) = uncertain else { return };
             assert!(manifest.is_uncertain(), "{context}");
             assert_eq!(block_on(manifest.commit(&edit(1))).unwrap_err().code(), "unknown_outcome");
-            assert_eq!(block_on(manifest.remove_orphans(&BTreeSet::new())).unwrap_err().code(), "unknown_outcome");
+            assert_eq!(block_on(manifest.remove_orphans(BTreeSet::new)).unwrap_err().code(), "unknown_outcome");
             manifest.disk = Arc::new(disk.clone());
             block_on(manifest.settle()).unwrap();
             let version = manifest.state().version;
