@@ -142,8 +142,15 @@ async fn region(folder: &TempDir) -> Arc<Region> {
         folder: "r1".into(),
         incarnation: Incarnation(1),
         disk,
-        // It flushes when it is told to.
-        options: Arc::new(Options { memtable_rows: u64::MAX, memtable_bytes: u64::MAX, ..Options::default() }),
+        // It flushes when it is told to, and never compacts.
+        options: Arc::new(Options {
+            memtable_rows: u64::MAX,
+            memtable_bytes: u64::MAX,
+            compaction_active_runs: u64::MAX,
+            compaction_inactive_runs: u64::MAX,
+            compaction_small_files: u64::MAX,
+            ..Options::default()
+        }),
         events: Events::of(NodeId(1)),
         compactions: Arc::new(Semaphore::new(1)),
     };
