@@ -94,6 +94,8 @@ pub mod region;
 pub mod server;
 pub mod sql;
 pub mod storage;
+#[cfg(test)]
+mod testscripts;
 pub mod types;
 
 pub use error::{Error, Result};

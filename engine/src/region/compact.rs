@@ -74,8 +74,9 @@ impl Compaction {
 }
 
 /// Which sequence was the newest some time ago. A scan takes several requests, perhaps of several replicas, all at the
-/// sequence of the first: that one must stay readable for as long as a scan may take. No replica has applied more at a
-/// moment than the leader who then began the scan, so each may decide by its own clock.
+/// sequence of the first: that one must stay readable for as long as a scan may take. Each replica decides by its own clock.
+/// One that had applied more than the leader when that began the scan may be ahead: then the scan is too old there, and
+/// begins anew.
 #[derive(Debug)]
 pub(super) struct Horizon {
     keep: Duration,

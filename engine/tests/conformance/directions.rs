@@ -31,9 +31,11 @@ const UNITS: &[Unit] = &[
     unit("clock", &["types"]),
     unit("disk", &[]),
     unit("net", &[]),
+    // Runs the golden scripts of unit tests.
+    unit("testscripts", &[]),
     // What keeps bytes.
     unit("log", &["types", "error", "event", "options", "disk"]),
-    unit("storage", &["types", "error", "event", "options", "disk"]),
+    unit("storage", &["types", "error", "event", "options", "disk", "testscripts"]),
     // What is said between nodes: data, each part beside the module that answers it.
     unit("meta::catalog", &["types"]),
     unit("meta::request", &["types", "meta::catalog"]),
@@ -47,7 +49,7 @@ const UNITS: &[Unit] = &[
     // A region is such a machine.
     unit("region", &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog"]),
     // The catalog's machine, and its procedures. It reaches its group and the nodes by traits of its own.
-    unit("meta", &["types", "error", "event", "options", "region::request", "server::message"]),
+    unit("meta", &["types", "error", "event", "options", "region::request", "server::message", "testscripts"]),
     // What a statement means. It gives what meta is asked for.
     unit("sql", &["types", "error", "meta::catalog"]),
     // Sends to regions and meta what they understand; it does not know what is behind the messages.

@@ -13,7 +13,6 @@
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use goldenscript::{ArgumentConsumer, Context};
 
@@ -25,15 +24,7 @@ use crate::types::{ProcedureId, RegionId, ReplicaId, SessionId};
 
 #[test]
 fn scripts() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testscripts/meta");
-    let mut scripts: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
-    scripts.sort();
-    assert!(!scripts.is_empty());
-    for script in scripts {
-        if let Err(err) = goldenscript::run(&mut Script::default(), &script) {
-            panic!("{}: {err}", script.display());
-        }
-    }
+    crate::testscripts::run_all::<Script>("meta");
 }
 
 #[derive(Default)]

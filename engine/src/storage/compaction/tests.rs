@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
-use std::path::PathBuf;
 
 use goldenscript::{ArgumentConsumer, Context};
 
@@ -19,15 +18,7 @@ use crate::types::{Key, Sequence};
 
 #[test]
 fn scripts() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testscripts/compaction");
-    let mut scripts: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
-    scripts.sort();
-    assert!(!scripts.is_empty());
-    for script in scripts {
-        if let Err(err) = goldenscript::run(&mut Script::default(), &script) {
-            panic!("{}: {err}", script.display());
-        }
-    }
+    crate::testscripts::run_all::<Script>("compaction");
 }
 
 struct Script {
