@@ -334,8 +334,13 @@ impl Striker {
                 account.armed.extend(armed.iter().map(|id| (disk.clone(), *id)));
             }
             if let Some(lasts) = fault.lasts {
+                let striker = self.clone();
                 madsim::task::spawn(async move {
                     madsim::time::sleep(lasts.duration()).await;
+                    // A disk that had nothing to do meanwhile was neither slow nor broken: it is so when it has.
+                    while armed.iter().all(|id| disk.fired(*id) == 0) && !striker.shared().calm {
+                        madsim::time::sleep(Duration::from_millis(100)).await;
+                    }
                     armed.into_iter().for_each(|id| disk.disarm(id));
                     disk.lift();
                 });

@@ -130,7 +130,7 @@ pub struct DiskFault {
     pub effect: DiskEffect,
     /// How long a slow operation takes.
     pub delay: Option<Period>,
-    /// Ends after this; none: by the calm at the end.
+    /// Ends after this, or when it has met its first operation, whichever is later; none: by the calm at the end.
     #[serde(rename = "for")]
     pub lasts: Option<Period>,
 }

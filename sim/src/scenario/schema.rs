@@ -102,7 +102,7 @@ fn step(kinds: &[&str]) -> Value {
                 "times": count(1, "So many."),
                 "effect": words(DiskEffect::WORDS),
                 "delay": time("How long a slow operation takes."),
-                "for": time("Ends after this."),
+                "for": time("Ends after this, not before it met an operation."),
             })),
             "clock" => object(json!({
                 "node": target("Whose."),
