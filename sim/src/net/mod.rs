@@ -278,6 +278,11 @@ impl SimNet {
         self.shared.with(|wire, now| wire.lift(obstacle.0, now))
     }
 
+    /// How many segments it has held so far.
+    pub fn held(&self, obstacle: &Obstacle) -> u64 {
+        self.shared.with(|wire, _| wire.held(obstacle.0))
+    }
+
     /// Lifts every obstacle, makes every link what it usually is, and takes the hook off.
     pub fn calm(&self) {
         self.on_frame(None);

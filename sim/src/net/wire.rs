@@ -556,6 +556,10 @@ impl Wire {
         obstacle.held
     }
 
+    pub(super) fn held(&self, id: u64) -> u64 {
+        self.obstacles.get(&id).map_or(0, |obstacle| obstacle.held)
+    }
+
     pub(super) fn lift_all(&mut self, now: At) -> u64 {
         let ids: Vec<u64> = self.obstacles.keys().copied().collect();
         ids.into_iter().map(|id| self.lift(id, now)).sum()

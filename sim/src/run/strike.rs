@@ -495,7 +495,7 @@ impl Striker {
         }
     }
 
-    /// Keeps the obstacles until somebody lifts them, or for as long as they last.
+    /// Keeps the obstacles until somebody lifts them, or for as long as they last and until they have held something.
     fn place(&self, label: &str, obstacles: Vec<Obstacle>, lasts: Option<Duration>) {
         let mut numbers = Vec::new();
         {
@@ -511,8 +511,19 @@ impl Striker {
         let striker = self.clone();
         madsim::task::spawn(async move {
             madsim::time::sleep(lasts).await;
+            // Where nobody had anything to send meanwhile nobody was cut off: they are when they have.
+            while striker.have_held(&numbers) == Some(false) && !striker.shared().calm {
+                madsim::time::sleep(Duration::from_millis(100)).await;
+            }
             numbers.into_iter().for_each(|number| striker.lift(number));
         });
+    }
+
+    /// Whether the obstacles have held anything; none if they are all lifted.
+    fn have_held(&self, numbers: &[u64]) -> Option<bool> {
+        let shared = self.shared();
+        let placed = numbers.iter().filter_map(|number| shared.obstacles.get(number));
+        placed.map(|placed| self.cluster.net().held(&placed.obstacle) > 0).reduce(|one, other| one || other)
     }
 
     /// Lifts an obstacle, unless it was healed before; what it held is on its account.

@@ -42,7 +42,7 @@ pub enum Fault {
         to: Vec<Target>,
         /// `out`: only what `from` sends is held; `in`: only what it should get.
         direction: Direction,
-        /// Healed after this; none: by `heal` or by the calm at the end.
+        /// Healed after this and when it has held something, whichever is later; none: by `heal` or by the calm at the end.
         #[serde(rename = "for")]
         lasts: Option<Period>,
     },
@@ -107,7 +107,7 @@ pub struct Cutoff {
     pub target: Target,
     /// What is held, as the target sees it.
     pub direction: Direction,
-    /// For how long; none: until `heal` or the calm at the end.
+    /// For how long, and until it has held something; none: until `heal` or the calm at the end.
     #[serde(rename = "for")]
     pub lasts: Option<Period>,
 }
