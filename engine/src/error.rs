@@ -6,7 +6,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{NodeId, RegionId, ReplicaId, Sequence, SessionId};
+use crate::types::{AlterError, NodeId, RegionId, ReplicaId, SchemaError, Sequence, SessionId};
 
 /// `Result` with the engine's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -138,6 +138,20 @@ pub enum IoKind {
     ConnectionLost,
     TimedOut,
     Other,
+}
+
+impl From<AlterError> for Error {
+    fn from(err: AlterError) -> Error {
+        let code = match &err {
+            AlterError::UnknownColumn(_) => Invalid::UnknownColumn,
+            AlterError::KeyColumn(_) => Invalid::KeyChange,
+            AlterError::NothingForOldRows(_) => Invalid::NotNull,
+            AlterError::Narrower { .. } => Invalid::WrongType,
+            AlterError::Schema(SchemaError::DuplicateColumn(_)) => Invalid::DuplicateColumn,
+            AlterError::Schema(_) => Invalid::Schema,
+        };
+        Error::invalid(code, err.to_string())
+    }
 }
 
 impl Error {

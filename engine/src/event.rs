@@ -81,6 +81,7 @@ impl Event {
             WriteAnswered,
             WriteRepeated,
             WriteConflict,
+            WriteOutdated,
             RouteRefreshed
         )
     }
@@ -396,11 +397,20 @@ events! {
         /// Rows that changed.
         rows: u64,
     }
+    /// A write was refused at apply because the table was altered since it was made.
+    WriteOutdated {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The version of the columns that it was made for.
+        version: u64,
+    }
     /// A step of a table-level procedure took effect and is recorded.
     ProcedureStep {
         /// The procedure.
         procedure: u64,
-        /// `create_table`, `drop_table`.
+        /// `create_table`, `drop_table`, `truncate_table`, `alter_table`.
         kind: String,
         /// The step that is done.
         step: String,

@@ -46,20 +46,19 @@ enum New {
 impl Session {
     /// Runs an UPDATE or DELETE; says how many rows were written.
     pub(super) async fn change(&self, change: &Change, deadline: Deadline) -> Result<u64> {
-        let resolved = self.frontend().resolve(change, deadline).await?;
-        let table = &resolved.table;
+        let mut resolved = self.frontend().resolve(change, deadline).await?;
         let mut written = Written::default();
         let Some(images) = self.images(&resolved, None, deadline).await? else {
             return Ok(0);
         };
         let open = self.begin(deadline).await?;
-        self.frontend().write(&open, table, images, &mut written, deadline).await?;
+        self.frontend().write(&open, &resolved.table, images, &mut written, deadline).await?;
         let mut pauses = self.frontend().options().pauses();
         let mut rounds = 0;
         while !written.conflicts.is_empty() {
             if deadline.is_over() {
                 let waiting_for =
-                    format!("{} rows of table {} that others change", written.conflicts.len(), table.name);
+                    format!("{} rows of table {} that others change", written.conflicts.len(), change.table);
                 return Err(written.failed(Error::Deadline { waiting_for }, false));
             }
             // The first time at once: most likely whoever was faster is done.
@@ -67,13 +66,19 @@ impl Session {
                 deadline.pause_at_most(&mut pauses).await;
             }
             rounds += 1;
-            let keys = std::mem::take(&mut written.conflicts);
-            let images = match self.images(&resolved, Some(keys), deadline).await {
+            let images = match self.images(&resolved, Some(written.conflicts.clone()), deadline).await {
                 Ok(Some(images)) => images,
                 Ok(None) => break,
+                Err(Error::SchemaChanged { .. }) => {
+                    self.frontend().routes().forget(&change.table);
+                    let again = self.frontend().resolve(change, deadline).await;
+                    resolved = again.map_err(|err| written.failed(err, false))?;
+                    continue;
+                }
                 Err(err) => return Err(written.failed(err, false)),
             };
-            if let Err(err) = self.frontend().write(&open, table, images, &mut written, deadline).await {
+            written.conflicts.clear();
+            if let Err(err) = self.frontend().write(&open, &resolved.table, images, &mut written, deadline).await {
                 return Err(written.failed(err, false));
             }
         }

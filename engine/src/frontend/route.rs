@@ -252,7 +252,10 @@ fn writes(request: &Request) -> bool {
         request,
         Request::Write { .. }
             | Request::Meta(
-                MetaRequest::CreateTable { .. } | MetaRequest::DropTable { .. } | MetaRequest::TruncateTable { .. }
+                MetaRequest::CreateTable { .. }
+                    | MetaRequest::DropTable { .. }
+                    | MetaRequest::TruncateTable { .. }
+                    | MetaRequest::AlterTable { .. }
             )
     )
 }
@@ -261,6 +264,7 @@ fn late(group: RegionId, request: &Request, last: Option<Error>, uncertain: bool
     let (name, group) = match request {
         Request::Meta(MetaRequest::CreateTable { .. }) => ("CREATE TABLE", "meta".to_string()),
         Request::Meta(MetaRequest::DropTable { .. }) => ("DROP TABLE", "meta".to_string()),
+        Request::Meta(MetaRequest::AlterTable { .. }) => ("ALTER TABLE", "meta".to_string()),
         Request::Meta(MetaRequest::TruncateTable { .. }) => ("TRUNCATE", "meta".to_string()),
         Request::Meta(_) => ("a question", "meta".to_string()),
         request => (request.kind().name(), format!("region {group}")),

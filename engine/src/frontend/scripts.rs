@@ -218,6 +218,8 @@ macro_rules! scripts {
 
 scripts! {
     admin
+    alter
+    alter_meets_writes
     conflicts
     create
     errors

@@ -104,6 +104,22 @@ impl Session {
                     other => Err(mismatch(&other)),
                 }
             }
+            Statement::AlterTable(alter) => {
+                let table = self.frontend.routes().table(&alter.name, deadline).await?;
+                let now = self.frontend.shared.clock.now();
+                let alterations = alter.resolve(&table.schema, &self.frontend.planner().evaluator(now))?;
+                if alterations.is_empty() {
+                    return Ok(Output::Done);
+                }
+                let open = self.begin(deadline).await?;
+                let (name, version) = (alter.name.clone(), table.schema.version);
+                let request = MetaRequest::AlterTable { name, version, alterations, request: open.name() };
+                match self.meta(request, deadline).await? {
+                    MetaAnswer::Altered(table) => self.frontend.routes().remember(Arc::new(table)),
+                    other => return Err(mismatch(&other)),
+                }
+                Ok(Output::Done)
+            }
             Statement::TruncateTable { name } => {
                 let open = self.begin(deadline).await?;
                 let request = MetaRequest::TruncateTable { name: name.clone(), request: open.name() };

@@ -23,8 +23,8 @@ use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};
 use crate::types::{
-    Condition, Key, LogId, NodeId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId, Timestamp, Value,
-    decode_batch, encode_batch, encode_keys,
+    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, RegionId, ReplicaId,
+    RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch, encode_keys,
 };
 
 /// The nodes of the cluster.
@@ -88,6 +88,8 @@ pub(super) enum Effect {
     NotLeader,
     RegionNotFound,
     SchemaChanged,
+    /// The table gets the column `added INT DEFAULT 9` before the request is carried out.
+    AddColumn,
     TooOld,
     SessionExpired,
     Damaged,
@@ -104,6 +106,7 @@ impl Effect {
             "not_leader" => Effect::NotLeader,
             "region_not_found" => Effect::RegionNotFound,
             "schema_changed" => Effect::SchemaChanged,
+            "add_column" => Effect::AddColumn,
             "too_old" => Effect::TooOld,
             "session_expired" => Effect::SessionExpired,
             "damaged" => Effect::Damaged,
@@ -233,6 +236,11 @@ impl Remote for Cluster {
             Some(Effect::NotLeader) => Err(Error::NotLeader { region, hint: None }),
             Some(Effect::RegionNotFound) => Err(Error::RegionNotFound { region }),
             Some(Effect::SchemaChanged) => Err(Error::SchemaChanged { region, version: 2 }),
+            Some(Effect::AddColumn) => {
+                let mut state = self.lock();
+                state.add_column(region);
+                state.handle(to, request)
+            }
             Some(Effect::TooOld) => Err(Error::TooOld { region, oldest: Sequence(1) }),
             Some(Effect::SessionExpired) => Err(Error::SessionExpired { session: session_of(&request) }),
             Some(Effect::Damaged) => {
@@ -307,6 +315,9 @@ impl State {
             Request::Meta(MetaRequest::CreateTable { table, .. }) => format!("create {}", table.name),
             Request::Meta(MetaRequest::DropTable { name, .. }) => format!("drop {name}"),
             Request::Meta(MetaRequest::TruncateTable { name, .. }) => format!("truncate {name}"),
+            Request::Meta(MetaRequest::AlterTable { name, version, alterations, .. }) => {
+                format!("alter {name} at {version}: {alterations:?}")
+            }
             Request::Meta(MetaRequest::Table { name }) => format!("table {name}"),
             Request::Meta(MetaRequest::Tables) => "tables".to_string(),
             Request::Meta(MetaRequest::OpenSession) => "open session".to_string(),
@@ -342,6 +353,7 @@ impl State {
             Request::Scan { region, scan } => {
                 self.check_leader(node, region)?;
                 let table = self.table(region)?;
+                check_version(&table, region, scan.schema_version)?;
                 self.regions[&region].scan(&table, scan).map(Response::Scan)
             }
             Request::Status { .. } => Ok(Response::Status(self.status(node))),
@@ -377,6 +389,14 @@ impl State {
                     return answer.clone();
                 }
                 let answer = self.create(table);
+                self.catalog_requests.insert(request, answer.clone());
+                answer
+            }
+            MetaRequest::AlterTable { name, version, alterations, request } => {
+                if let Some(answer) = self.catalog_requests.get(&request) {
+                    return answer.clone();
+                }
+                let answer = self.alter(&name, version, &alterations);
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }
@@ -419,6 +439,33 @@ impl State {
         }
     }
 
+    fn alter(&mut self, name: &str, version: u64, alterations: &[Alteration]) -> Result<MetaAnswer> {
+        let unknown = || Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"));
+        let table = self.tables.get_mut(name).ok_or_else(unknown)?;
+        check_version(table, RegionId::META, version)?;
+        let altered = table.schema.altered(alterations)?;
+        table.partition = table.partition.renamed(&table.schema, &altered);
+        let was = std::mem::replace(&mut table.schema, altered);
+        for (_, region) in self.regions.iter_mut().filter(|(id, _)| id.table() == table.id) {
+            let images = region.rows.values_mut().flatten().filter_map(|(_, image)| image.as_mut());
+            images.for_each(|image| *image = reshaped(image, &was, &table.schema));
+        }
+        Ok(MetaAnswer::Altered(table.clone()))
+    }
+
+    fn add_column(&mut self, region: RegionId) {
+        let table = self.table(region).expect("the request is for a region");
+        let added = Alteration::Add {
+            name: "added".into(),
+            column_type: ColumnType::Int32,
+            nullable: false,
+            default: Some(ColumnDefault::Constant(Value::Int(9))),
+            absent: Value::Int(7),
+            place: Place::First,
+        };
+        self.alter(&table.name, table.schema.version, &[added]).expect("the column can be added");
+    }
+
     fn create(&mut self, table: CreateTable) -> Result<MetaAnswer> {
         if let Some(existing) = self.tables.get(&table.name) {
             if table.if_not_exists {
@@ -459,7 +506,7 @@ impl State {
         let low = region.acknowledged.entry(request.session).or_default();
         assert!(request.statement >= *low, "{request} is sent after {low} was acknowledged");
         *low = (*low).max(write.acknowledged);
-        let result = region.apply(&table, &write);
+        let result = check_version(&table, id, write.schema_version).and_then(|()| region.apply(&table, &write));
         region.results.insert(request, result.clone());
         result
     }
@@ -545,7 +592,20 @@ impl Region {
     }
 }
 
-fn well_typed(condition: &Condition, column_type: crate::types::ColumnType) -> bool {
+fn check_version(table: &TableDef, region: RegionId, version: u64) -> Result<()> {
+    let now = table.schema.version;
+    if version == now { Ok(()) } else { Err(Error::SchemaChanged { region, version: now }) }
+}
+
+fn reshaped(image: &RecordBatch, was: &Schema, is: &Schema) -> RecordBatch {
+    let column = |column: &Column| match was.columns().iter().position(|old| old.id == column.id) {
+        Some(at) => arrow::compute::cast(image.column(at), &column.column_type.to_arrow()).unwrap(),
+        None => Value::to_array(&vec![is.absent(column.id); image.num_rows()], column.column_type),
+    };
+    RecordBatch::try_new(is.to_arrow(), is.columns().iter().map(column).collect()).unwrap()
+}
+
+fn well_typed(condition: &Condition, column_type: ColumnType) -> bool {
     let fits =
         |value: &Value| std::panic::catch_unwind(|| Value::to_array(std::slice::from_ref(value), column_type)).is_ok();
     match condition {

@@ -1,8 +1,9 @@
 //! Sending rows to their regions: parts of a statement, each applied once.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
 
-use arrow::array::{RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::{take, take_record_batch};
 use bytes::Bytes;
 use futures::future::join_all;
@@ -16,7 +17,8 @@ use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::region::request::{WriteAnswer, WriteRequest};
 use crate::server::message::{Request, Response};
-use crate::types::{Key, Op, RegionId, Sequence, encode_batch, encode_keys};
+use crate::sql::to_column;
+use crate::types::{Column, Key, Op, RegionId, Sequence, Value, encode_batch, encode_keys};
 
 /// Rows to write: whole rows of a table in the order of its columns.
 #[derive(Clone, Debug)]
@@ -50,7 +52,10 @@ struct Chunk {
 #[derive(Default)]
 struct Part {
     rows: u64,
+    /// Those that were written.
     chunks: usize,
+    /// Those that were not.
+    left: usize,
     conflicts: BTreeSet<Key>,
     failure: Option<Error>,
 }
@@ -79,11 +84,11 @@ impl Frontend {
             parts.push((region, chunks));
         }
         let parts = parts.into_iter().map(|(region, chunks)| async move {
-            (region.id, chunks.len(), self.write_region(open, table, region, chunks, deadline).await)
+            (region.id, self.write_region(open, table, region, chunks, deadline).await)
         });
         let mut failures = Vec::new();
         let mut in_part = false;
-        for (region, chunks, part) in join_all(parts).await {
+        for (region, part) in join_all(parts).await {
             written.rows += part.rows;
             written.conflicts.extend(part.conflicts);
             match part.failure {
@@ -93,8 +98,11 @@ impl Frontend {
                 None => {}
                 Some(failure) if part.chunks > 0 => {
                     in_part = true;
-                    let message =
-                        format!("region {region} has {} of {chunks} pieces, not the rest: {failure}", part.chunks);
+                    let message = format!(
+                        "region {region} has {} of {} pieces, not the rest: {failure}",
+                        part.chunks,
+                        part.chunks + part.left
+                    );
                     failures.push(Error::Unknown { message });
                 }
                 Some(failure) => failures.push(failure),
@@ -143,29 +151,53 @@ impl Frontend {
         deadline: Deadline,
     ) -> Part {
         let mut part = Part::default();
-        for chunk in chunks {
-            if let Err(failure) = self.write_chunk(open, table, region, chunk, &mut part, deadline).await {
-                part.failure = Some(failure);
-                break;
-            }
-            part.chunks += 1;
-        }
+        part.failure = self.write_chunks(open, table, region, chunks, &mut part, deadline).await.err();
         part
     }
 
-    /// Writes the rows of `chunk` that nobody changed since they were read.
+    async fn write_chunks(
+        &self,
+        open: &OpenStatement,
+        table: &TableDef,
+        region: &RegionDef,
+        chunks: Vec<Chunk>,
+        part: &mut Part,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let mut table = Cow::Borrowed(table);
+        let mut chunks = VecDeque::from(chunks);
+        while let Some(mut chunk) = chunks.pop_front() {
+            part.left = chunks.len() + 1;
+            match self.write_chunk(open, &table, region, &mut chunk, part, deadline).await {
+                Ok(()) => (part.chunks, part.left) = (part.chunks + 1, part.left - 1),
+                // Other parts of the statement may be written: it goes on with what the rows are now.
+                Err(Error::SchemaChanged { version, .. }) => {
+                    let altered = self.altered(&table, version, deadline).await?;
+                    let mut recut = VecDeque::new();
+                    for chunk in std::iter::once(chunk).chain(chunks) {
+                        recut.extend(self.chunks(self.reshaped(chunk.images, &table, &altered)?)?);
+                    }
+                    chunks = recut;
+                    table = Cow::Owned(altered);
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of `chunk` that nobody changed since they were read; after an error it has those that are left.
     async fn write_chunk(
         &self,
         open: &OpenStatement,
         table: &TableDef,
         region: &RegionDef,
-        chunk: Chunk,
+        chunk: &mut Chunk,
         part: &mut Part,
         deadline: Deadline,
     ) -> Result<()> {
-        let Chunk { mut images, mut encoded } = chunk;
         loop {
-            let rows = match self.send(open, table, region, &images, encoded, deadline).await {
+            let rows = match self.send(open, table, region, chunk, deadline).await {
                 Ok(answer) => {
                     part.rows += answer.rows;
                     return Ok(());
@@ -182,15 +214,59 @@ impl Frontend {
             } else {
                 rows.into_iter().collect()
             };
-            let keys = encode_keys(&images.rows, &table.schema.key());
+            let keys = encode_keys(&chunk.images.rows, &table.schema.key());
             part.conflicts.extend(changed.iter().filter_map(|row| keys.get(*row as usize).cloned()));
-            let kept: Vec<u32> = (0..images.rows.num_rows() as u32).filter(|row| !changed.contains(row)).collect();
+            let rows = chunk.images.rows.num_rows() as u32;
+            let kept: Vec<u32> = (0..rows).filter(|row| !changed.contains(row)).collect();
             if kept.is_empty() {
                 return Ok(());
             }
-            images = images.kept(kept)?;
-            encoded = encode_batch(&images.rows);
+            let images = chunk.images.kept(kept)?;
+            *chunk = Chunk { encoded: encode_batch(&images.rows), images };
         }
+    }
+
+    /// `table` once clients can know that it has at least `version` of its columns: all its regions have it then.
+    async fn altered(&self, table: &TableDef, version: u64, deadline: Deadline) -> Result<TableDef> {
+        let mut pauses = self.options().pauses();
+        loop {
+            self.routes().forget(&table.name);
+            let now = self.routes().table(&table.name, deadline).await?;
+            if now.id != table.id {
+                let message = format!("table {:?} is another one by now", table.name);
+                return Err(Error::invalid(Invalid::UnknownTable, message));
+            }
+            if now.schema.version >= version {
+                return Ok(TableDef::clone(&now));
+            }
+            if !deadline.pause(&mut pauses).await {
+                let waiting_for = format!("version {version} of the columns of table {}", table.name);
+                return Err(Error::Deadline { waiting_for });
+            }
+        }
+    }
+
+    /// Rows of the table as it was, as rows of the table as it is: columns are the same by id. A column that is new has its
+    /// default, or in the image of a row that was there what that row reads in it.
+    fn reshaped(&self, images: Images, was: &TableDef, is: &TableDef) -> Result<Images> {
+        let evaluator = self.planner().evaluator(self.shared.clock.now());
+        let rows = images.rows.num_rows();
+        let column = |column: &Column| -> Result<ArrayRef> {
+            let at = was.schema.columns().iter().position(|old| old.id == column.id);
+            match at {
+                Some(at) => to_column(images.rows.column(at), column, &is.name),
+                None if images.op == Op::Delete => Ok(new_null_array(&column.column_type.to_arrow(), rows)),
+                None if images.expected.is_some() => {
+                    let cells = vec![is.schema.absent(column.id); rows];
+                    Ok(Value::to_array(&cells, column.column_type))
+                }
+                None => evaluator.default(column, &is.name, rows),
+            }
+        };
+        let columns = is.schema.columns().iter().map(column).collect::<Result<_>>()?;
+        let rows = RecordBatch::try_new(is.schema.to_arrow(), columns)
+            .map_err(|err| Error::invalid(Invalid::Evaluation, err.to_string()))?;
+        Ok(Images { rows, ..images })
     }
 
     /// Sends one write until there is an answer.
@@ -199,10 +275,10 @@ impl Frontend {
         open: &OpenStatement,
         table: &TableDef,
         region: &RegionDef,
-        images: &Images,
-        rows: Bytes,
+        chunk: &Chunk,
         deadline: Deadline,
     ) -> Result<WriteAnswer> {
+        let Chunk { images, encoded: rows } = chunk;
         let mut id = open.part(region.id);
         let ops = match images.op {
             Op::Put => Bytes::new(),
@@ -226,8 +302,8 @@ impl Frontend {
             match answer.result {
                 Ok(Response::Write(written)) => return Ok(written),
                 Ok(other) => return Err(mismatch(&other)),
-                // The region remembers this one like a success: it is the outcome of the first copy, too.
-                Err(err @ Error::Conflict { .. }) => return Err(err),
+                // The region remembers these like a success: they are the outcome of the first copy, too.
+                Err(err @ (Error::Conflict { .. } | Error::SchemaChanged { .. })) => return Err(err),
                 Err(err @ Error::Unknown { .. }) => return Err(err),
                 Err(err) if answer.uncertain => {
                     let message = format!("a write to region {} may have been applied before this: {err}", region.id);

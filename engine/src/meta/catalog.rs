@@ -53,6 +53,25 @@ pub enum PartitionRule {
 }
 
 impl PartitionRule {
+    /// The rule by the names that its columns have after an ALTER that made `is` of `was`.
+    pub fn renamed(&self, was: &Schema, is: &Schema) -> PartitionRule {
+        let mut rule = self.clone();
+        let follow = |name: &mut String| {
+            let id = was.column(name).map(|(_, column)| column.id);
+            if let Some(column) = is.columns().iter().find(|column| Some(column.id) == id) {
+                name.clone_from(&column.name);
+            }
+        };
+        match &mut rule {
+            PartitionRule::Hash { columns, .. } => columns.iter_mut().for_each(follow),
+            PartitionRule::Expressions { columns, expressions } => {
+                columns.iter_mut().for_each(follow);
+                expressions.iter_mut().for_each(|expression| expression.rename(&follow));
+            }
+        }
+        rule
+    }
+
     /// How many regions a table with this rule has.
     pub fn regions(&self) -> u64 {
         match self {
@@ -86,6 +105,16 @@ impl PartitionExpr {
         match self {
             PartitionExpr::Compare { .. } => 1,
             PartitionExpr::And(a, b) | PartitionExpr::Or(a, b) => a.comparisons() + b.comparisons(),
+        }
+    }
+
+    fn rename(&mut self, follow: &impl Fn(&mut String)) {
+        match self {
+            PartitionExpr::Compare { column, .. } => follow(column),
+            PartitionExpr::And(a, b) | PartitionExpr::Or(a, b) => {
+                a.rename(follow);
+                b.rename(follow);
+            }
         }
     }
 }

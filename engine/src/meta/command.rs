@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{CreateTable, TableDef};
 use crate::error::{Error, Result};
 use crate::options::Options;
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, SessionId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId};
 
 /// Names a statement: a session, and which statement of it.
 pub type StatementId = (SessionId, u64);
@@ -41,6 +41,17 @@ pub enum Command {
         name: String,
         /// Whether it is fine that there is no such table.
         if_exists: bool,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// Begin to change the columns of a table.
+    StartAlter {
+        /// Its name.
+        name: String,
+        /// The version of the schema that the changes are meant of: of another one nothing is changed.
+        version: u64,
+        /// The changes, in order.
+        alterations: Vec<Alteration>,
         /// Names the statement.
         request: StatementId,
     },
@@ -140,6 +151,8 @@ pub enum Decision {
     Dropped(bool),
     /// The table has none of the rows that it had.
     Truncated,
+    /// The table as altered.
+    Altered(Box<TableDef>),
 }
 
 /// A point that a procedure reaches; each is in the log.
@@ -161,7 +174,9 @@ pub enum Step {
     Unpublished,
     /// Truncate: rows are being taken out of the regions.
     Truncating,
-    /// Create: all replicas exist. Drop: all replicas are gone. Truncate: all regions were emptied.
+    /// Alter: the regions are being given the schema.
+    Altering,
+    /// Create: all replicas exist. Drop: all replicas are gone. Truncate, alter: all regions have done it.
     Done,
 }
 
@@ -177,6 +192,7 @@ impl Step {
             Step::Failed => "failed",
             Step::Unpublished => "unpublished",
             Step::Truncating => "truncating",
+            Step::Altering => "altering",
             Step::Done => "done",
         }
     }

@@ -5,11 +5,13 @@
 //!              \______________\______________________> Undoing   -> (ended: failed)
 //! drop     Unpublished -> (ended: done)
 //! truncate Truncating  -> (ended: done)
+//! alter    Altering    -> (ended: done)
 //! ```
 //!
 //! The statement is *decided*, and answered, at Published, Undoing and Unpublished. What follows goes on in the
-//! background until it is done: nodes that are down then hold up nobody. TRUNCATE is answered at its end; it needs each
-//! region's leader, not each replica.
+//! background until it is done: nodes that are down then hold up nobody. TRUNCATE and
+//! ALTER are answered at their end; they need each region's leader, not each replica. The catalog has the new columns when all
+//! regions have: whoever still comes with the old ones to a region that has the new ones is sent back to ask.
 //!
 //! Everything here is pure: [`Procedure::next`] says what to ask of which node, [`Procedure::progress`] what the answers
 //! mean, [`Procedure::after`] what state follows. Each state holds what is *open*, so that what has been done is not
@@ -23,7 +25,7 @@ use super::catalog::{RegionDef, TableDef};
 use super::command::{Progress, StatementId, Step};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::{ProcedureRef, Request, Response};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
 
 /// A procedure that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +83,13 @@ pub enum ProcedureState {
         /// Not yet dropped.
         open: BTreeSet<ReplicaId>,
     },
+    /// Alter: the regions are being given the schema.
+    Altering {
+        /// The schema that the table is going to have.
+        schema: Box<Schema>,
+        /// Not yet altered.
+        open: BTreeSet<RegionId>,
+    },
     /// Truncate: rows are being taken out of the regions.
     Truncating {
         /// Not yet empty.
@@ -104,7 +113,7 @@ pub struct Action {
 pub enum Target {
     /// Making or dropping a replica.
     Replica(ReplicaId),
-    /// Forming a region's group, finding its leader, or asking it to truncate.
+    /// Forming a region's group, finding its leader, or asking it to truncate or alter.
     Region(RegionId),
 }
 
@@ -120,11 +129,12 @@ pub enum Next {
 }
 
 impl Procedure {
-    /// `create_table`, `drop_table` or `truncate_table`: the name that events use.
+    /// `create_table`, `drop_table`, `truncate_table` or `alter_table`: the name that events use.
     pub fn kind(&self) -> &'static str {
         match self.state {
             ProcedureState::Unpublished { .. } => "drop_table",
             ProcedureState::Truncating { .. } => "truncate_table",
+            ProcedureState::Altering { .. } => "alter_table",
             _ => "create_table",
         }
     }
@@ -149,6 +159,9 @@ impl Procedure {
             ProcedureState::Undoing { open, .. } | ProcedureState::Unpublished { open } => {
                 self.of_replicas(open, |region, replica| Request::DropReplica { region: region.id, replica, by })
             }
+            ProcedureState::Altering { schema, open } => self.of_regions(open, &BTreeSet::new(), attempt, |region| {
+                Request::Alter { region: region.id, by, schema: schema.clone() }
+            }),
             ProcedureState::Truncating { open } => {
                 // The first one is often the leader; else each further attempt asks another one.
                 self.of_regions(open, &BTreeSet::new(), attempt, |region| Request::Truncate { region: region.id, by })
@@ -172,7 +185,9 @@ impl Procedure {
                 }
                 (ProcedureState::GroupsFormed { .. }, ..) => {}
                 (
-                    ProcedureState::ReplicasCreated { .. } | ProcedureState::Truncating { .. },
+                    ProcedureState::ReplicasCreated { .. }
+                    | ProcedureState::Truncating { .. }
+                    | ProcedureState::Altering { .. },
                     Target::Region(region),
                     Ok(Response::Done),
                 ) => {
@@ -240,6 +255,10 @@ impl Procedure {
                 let open = closed(open, &empty)?;
                 if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Truncating { open }) }
             }
+            (ProcedureState::Altering { schema, open }, Progress::Regions(altered)) => {
+                let (schema, open) = (schema.clone(), closed(open, &altered)?);
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Altering { schema, open }) }
+            }
             (state, progress) => {
                 let message = format!("procedure {} at {} cannot go on by {progress:?}", self.id, state.step().name());
                 return Err(Error::invalid(Invalid::Request, message));
@@ -306,6 +325,7 @@ impl ProcedureState {
             ProcedureState::Undoing { .. } => Step::Undoing,
             ProcedureState::Unpublished { .. } => Step::Unpublished,
             ProcedureState::Truncating { .. } => Step::Truncating,
+            ProcedureState::Altering { .. } => Step::Altering,
         }
     }
 
@@ -323,16 +343,22 @@ impl ProcedureState {
             ProcedureState::Prepared { .. }
             | ProcedureState::ReplicasCreated { .. }
             | ProcedureState::GroupsFormed { .. }
-            | ProcedureState::Truncating { .. } => false,
+            | ProcedureState::Truncating { .. }
+            | ProcedureState::Altering { .. } => false,
             ProcedureState::Published { .. } | ProcedureState::Undoing { .. } | ProcedureState::Unpublished { .. } => {
                 true
             }
         }
     }
 
+    /// Whether it is about the rows of a table that is there.
+    pub fn is_of_rows(&self) -> bool {
+        matches!(self, ProcedureState::Truncating { .. } | ProcedureState::Altering { .. })
+    }
+
     /// Whether it makes a table that is not there yet.
     pub fn is_creating(&self) -> bool {
-        !self.is_decided() && !matches!(self, ProcedureState::Truncating { .. })
+        !self.is_decided() && !self.is_of_rows()
     }
 
     /// Whether nothing at all is open.
@@ -345,7 +371,7 @@ impl ProcedureState {
             ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
                 missing.is_empty() && open.is_empty()
             }
-            ProcedureState::Truncating { open } => open.is_empty(),
+            ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.is_empty(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, TableDef};
-use crate::types::SessionId;
+use crate::types::{Alteration, SessionId};
 
 /// A request to the leader of the meta group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,17 @@ pub enum MetaRequest {
         name: String,
         /// Whether it is fine that there is no such table.
         if_exists: bool,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
+    /// Start (or find) the procedure that changes the columns of a table, and wait until all its regions have them.
+    AlterTable {
+        /// Its name.
+        name: String,
+        /// The version of the schema that the changes are meant of: of another one nothing is changed.
+        version: u64,
+        /// The changes, in order.
+        alterations: Vec<Alteration>,
         /// Names the statement.
         request: (SessionId, u64),
     },
@@ -54,6 +65,8 @@ pub enum MetaAnswer {
     Dropped(bool),
     /// To `TruncateTable`.
     Truncated,
+    /// To `AlterTable`: the table as altered.
+    Altered(TableDef),
     /// To `Table`.
     Table(Option<TableDef>),
     /// To `Tables`.

@@ -64,6 +64,10 @@ impl Service {
                 let command = Command::StartDrop { name, if_exists, request };
                 self.statement(command, request, "drop_table", within).await
             }
+            MetaRequest::AlterTable { name, version, alterations, request } => {
+                let command = Command::StartAlter { name, version, alterations, request };
+                self.statement(command, request, "alter_table", within).await
+            }
             MetaRequest::TruncateTable { name, request } => {
                 let command = Command::StartTruncate { name, request };
                 self.statement(command, request, "truncate_table", within).await
@@ -98,6 +102,7 @@ impl Service {
             Ok(Ok(Decision::Created(table))) => Ok(MetaAnswer::Created(*table)),
             Ok(Ok(Decision::Dropped(existed))) => Ok(MetaAnswer::Dropped(existed)),
             Ok(Ok(Decision::Truncated)) => Ok(MetaAnswer::Truncated),
+            Ok(Ok(Decision::Altered(table))) => Ok(MetaAnswer::Altered(*table)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(match waiting {
                 Waiting::Proposal => unknown("the statement was not decided in time and may go on"),

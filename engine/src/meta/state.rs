@@ -20,7 +20,7 @@ use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, 
 use super::place::{Load, place};
 use super::procedure::{Next, Procedure, ProcedureState};
 use crate::error::{Error, Invalid, Result};
-use crate::types::{NodeId, ProcedureId, ReplicaId, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId};
 
 /// Everything that the meta group knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,7 @@ enum Verb {
     Create,
     Drop,
     Truncate,
+    Alter,
 }
 
 /// How far a statement is.
@@ -139,6 +140,11 @@ impl MetaState {
             }
             Command::StartDrop { name, if_exists, request } => {
                 self.statement(Verb::Drop, name.clone(), request, |state| state.start_drop(&name, if_exists, request))
+            }
+            Command::StartAlter { name, version, alterations, request } => {
+                self.statement(Verb::Alter, name.clone(), request, |state| {
+                    state.start_alter(&name, version, &alterations, request)
+                })
             }
             Command::StartTruncate { name, request } => {
                 self.statement(Verb::Truncate, name.clone(), request, |state| state.start_truncate(&name, request))
@@ -296,7 +302,7 @@ impl MetaState {
             if let Some(truncation) = self.procedures.get(&by).map(|procedure| procedure.request)
                 && let Some(statement) = self.statements.get_mut(&truncation)
             {
-                let message = format!("table {name:?} was dropped before all of it was truncated");
+                let message = format!("table {name:?} was dropped meanwhile");
                 statement.answer = Answer::Decided(Err(Error::invalid(Invalid::UnknownTable, message)));
             }
             self.end(by);
@@ -320,6 +326,26 @@ impl MetaState {
     }
 
     fn start_truncate(&mut self, name: &str, request: StatementId) -> Started {
+        self.start_of_rows(name, request, |_, open| Ok(ProcedureState::Truncating { open }))
+    }
+
+    fn start_alter(&mut self, name: &str, version: u64, alterations: &[Alteration], request: StatementId) -> Started {
+        self.start_of_rows(name, request, |table, open| {
+            if table.schema.version != version {
+                return Err(Error::SchemaChanged { region: RegionId::META, version: table.schema.version });
+            }
+            let schema = table.schema.altered(alterations).map_err(Error::from)?;
+            Ok(ProcedureState::Altering { schema: Box::new(schema), open })
+        })
+    }
+
+    /// Starts a procedure that is about the rows of a table, one at a time.
+    fn start_of_rows(
+        &mut self,
+        name: &str,
+        request: StatementId,
+        begin: impl FnOnce(&TableDef, BTreeSet<RegionId>) -> Result<ProcedureState>,
+    ) -> Started {
         if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
             return Started::Held { by: *by };
         }
@@ -331,10 +357,13 @@ impl MetaState {
         if let Some(by) = self.locks.get(&rows) {
             return Started::Held { by: *by };
         }
+        let open = table.regions.iter().map(|region| region.id).collect();
+        let state = match begin(&table, open) {
+            Ok(state) => state,
+            Err(error) => return Started::Decided(Err(error)),
+        };
         let id = self.next_procedure();
         self.locks.insert(rows, id);
-        let open = table.regions.iter().map(|region| region.id).collect();
-        let state = ProcedureState::Truncating { open };
         let step = state.step();
         self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
         Started::Procedure { id, step, answer: Answer::Running(id) }
@@ -387,6 +416,12 @@ impl MetaState {
             }
             ProcedureState::Undoing { error, .. } => Err(error.clone()),
             ProcedureState::Truncating { .. } => Ok(Decision::Truncated),
+            ProcedureState::Altering { schema, .. } => {
+                let table = self.tables.get_mut(&procedure.table.id).expect("a drop ends the procedure first");
+                table.partition = table.partition.renamed(&table.schema, schema);
+                table.schema = Schema::clone(schema);
+                Ok(Decision::Altered(Box::new(table.clone())))
+            }
             _ => return,
         };
         self.locks.remove(&Lock::Name(procedure.table.name.clone()));
@@ -510,7 +545,7 @@ impl MetaState {
         for (id, procedure) in &self.procedures {
             assert_eq!(*id, procedure.id);
             assert!(!procedure.state.is_through(), "{procedure:?} has nothing to do");
-            let of_rows = matches!(procedure.state, ProcedureState::Truncating { .. });
+            let of_rows = procedure.state.is_of_rows();
             let lock = if of_rows { Lock::Rows } else { Lock::Table };
             assert_eq!(locks.insert(lock(procedure.table.id), *id), None, "two at a time");
             if procedure.state.is_creating() {

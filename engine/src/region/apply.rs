@@ -57,6 +57,7 @@ impl Region {
     async fn apply_command(&self, id: LogId, command: Bytes) -> Result<Bytes> {
         let (write, sessions) = match Command::decode(&command)? {
             Command::Write { write, sessions } => (write, sessions),
+            Command::Alter { by, schema } => return Ok(self.apply_alter(id, command, by, *schema)),
             Command::Truncate { by } => return Ok(self.apply_truncate(id, command, by)),
         };
         let verdict = self.judge(&write).await?;
@@ -93,13 +94,16 @@ impl Region {
                 }
             }
         }
-        if write.schema_version != self.schema.version {
-            let changed = Error::SchemaChanged { region: self.id, version: self.schema.version };
+        let schema = self.version().schema.clone();
+        if write.schema_version != schema.version {
+            let version = write.schema_version;
+            self.spec.events.emit(|| Event::WriteOutdated { region: self.id, replica, version });
+            let changed = Error::SchemaChanged { region: self.id, version: schema.version };
             return Ok(Verdict::Decided(Err(changed)));
         }
-        let rows = decode_batch(&write.rows, &self.schema.to_arrow())
+        let rows = decode_batch(&write.rows, &schema.to_arrow())
             .map_err(|err| Error::Damaged { file: "log".into(), message: err.to_string() })?;
-        let keys = encode_keys(&rows, &self.schema.key());
+        let keys = encode_keys(&rows, &schema.key());
         if !write.expected.is_empty() {
             let changed = self.changed(&keys, &write.expected).await?;
             if !changed.is_empty() {

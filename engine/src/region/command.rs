@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{WriteAnswer, WriteRequest};
 use crate::error::Error;
-use crate::types::ProcedureId;
+use crate::types::{ProcedureId, Schema};
 
 /// An entry of a region's log. Everything that its effect depends on stands in it or in the replicated state, never in
 /// the options of the node that applies it.
@@ -17,6 +17,13 @@ pub enum Command {
         write: WriteRequest,
         /// Sessions that the region remembers at most, as the proposer's options say.
         sessions: u64,
+    },
+    /// The columns change. Resent by the same procedure, or by an earlier one that comes late, it does nothing.
+    Alter {
+        /// On whose behalf.
+        by: ProcedureId,
+        /// The schema from now on.
+        schema: Box<Schema>,
     },
     /// All rows go. Resent by the same procedure, or by an earlier one that comes late, it does nothing.
     Truncate {

@@ -27,7 +27,7 @@ use crate::storage::manifest::{Action, Edit, ManifestState};
 use crate::storage::merge::Merge;
 use crate::storage::scan::{Left, Retention};
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::types::{ColumnType, Sequence, TimeUnit};
+use crate::types::{ColumnType, Schema, Sequence, TimeUnit};
 
 /// What a region needs to compact.
 pub(super) struct Compacting {
@@ -173,9 +173,9 @@ impl Region {
     }
 
     fn strategy(&self, active_runs: u64, inactive_runs: u64) -> Strategy {
-        let options = &self.spec.options;
+        let (options, schema) = (&self.spec.options, self.version().schema.clone());
         let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-        let unit = self.schema.time_index().map(|at| self.schema.columns()[at].column_type);
+        let unit = schema.time_index().map(|at| schema.columns()[at].column_type);
         Strategy {
             window: None,
             unit: match unit {
@@ -215,14 +215,15 @@ impl Region {
         });
         let retention = Retention { horizon: oldest, left: left.collect() };
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let mut merged = Merge::retained(&self.schema, inputs, retention, batch_rows);
+        let mut merged = Merge::retained(&version.flushed_schema, inputs, retention, batch_rows);
         let mut writing = Vec::new();
         let mut outputs = Vec::new();
+        let (schema, limit) = (&version.flushed_schema, strategy.output_bytes);
         let written = tokio::select! {
             biased;
             // What was written by then is removed as after a failure, or collected when the region is opened again.
             () = self.closed() => Err(Error::Stopped),
-            written = self.write_outputs(&mut merged, strategy.output_bytes, &mut writing, &mut outputs) => written,
+            written = self.write_outputs(schema, &mut merged, limit, &mut writing, &mut outputs) => written,
         };
         let (generation, taken) = (version.generation, merged.taken() as u64);
         let compaction = Compaction { inputs: pick.inputs, outputs, oldest, generation, taken };
@@ -246,6 +247,7 @@ impl Region {
     /// Step 2. Also after an error `outputs` has what was completed.
     async fn write_outputs<'a>(
         &'a self,
+        schema: &Schema,
         merged: &mut Merge,
         limit: u64,
         writing: &mut Vec<Writing<'a>>,
@@ -254,7 +256,7 @@ impl Region {
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
         loop {
             let file = self.ids.next();
-            let written = sst::write(disk, folder, file.id, &self.schema, options, limit, merged).await?;
+            let written = sst::write(disk, folder, file.id, schema, options, limit, merged).await?;
             let Some(meta) = written else { return Ok(()) };
             writing.push(file);
             outputs.push(FileMeta { level: 1, ..meta });

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::Region;
 use super::files::Pending;
 use super::side::Side;
+use super::{Region, encode_definition};
 use crate::error::Result;
 use crate::event::Event;
+use crate::meta::catalog::TableDef;
 use crate::options::Pauses;
 use crate::storage::FileId;
 use crate::storage::manifest::{Action, Edit, ManifestState, Past};
@@ -36,6 +37,8 @@ pub(super) struct Flush {
     oldest: Sequence,
     /// Of the version whose memtables they are.
     generation: u64,
+    /// The table as of `upto`.
+    table: Arc<TableDef>,
 }
 
 impl Flush {
@@ -88,13 +91,14 @@ impl Region {
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let mut merged = Merge::all_versions(&self.schema, flush.memtables.iter().cloned(), [], batch_rows);
+        let schema = Arc::new(flush.table.schema.clone());
+        let mut merged = Merge::all_versions(&schema, flush.memtables.iter().cloned(), [], batch_rows);
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
         let writing = self.ids.next();
         if flush.rows > 0 {
-            flush.file = sst::write(disk, folder, writing.id, &self.schema, options, u64::MAX, &mut merged).await?;
+            flush.file = sst::write(disk, folder, writing.id, &schema, options, u64::MAX, &mut merged).await?;
         }
-        flush.past.definition = files.manifest.state().past.definition.clone();
+        flush.past.definition = encode_definition(&flush.table);
         flush.past.side = side.encode();
         let edit = Edit {
             add: flush.file.clone().into_iter().collect(),
@@ -119,7 +123,8 @@ impl Region {
         let past = Past { flushed: Some(upto), sequence: side.sequence, ..Past::default() };
         let truncated = state.truncated.iter().map(|sst| sst.meta().id).collect();
         let (oldest, generation) = (state.version.oldest, state.version.generation);
-        Some((Flush { memtables, file: None, past, upto, rows, truncated, oldest, generation }, side))
+        let table = state.table.clone();
+        Some((Flush { memtables, file: None, past, upto, rows, truncated, oldest, generation, table }, side))
     }
 
     /// Step 4.
@@ -129,6 +134,7 @@ impl Region {
             added = Some(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, file).await?);
         }
         let (upto, sequence, rows) = (flush.upto, flush.past.sequence, flush.rows);
+        let schema = Arc::new(flush.table.schema.clone());
         self.swap("flush", |state| {
             let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut state.truncated)
                 .into_iter()
@@ -139,7 +145,7 @@ impl Region {
             let memtables = if is_current { flush.memtables.as_slice() } else { &[] };
             // Truncated meanwhile: the manifest names the file until the next flush.
             state.truncated.extend(added.take_if(|_| !is_current).map(Arc::new));
-            let next = state.version.with_flushed(memtables, added, Some(upto), sequence);
+            let next = state.version.with_flushed(memtables, added, Some(upto), sequence, schema);
             state.version =
                 Arc::new(next.expect("only a flush takes frozen memtables away, and there is one at a time"));
         });

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::compact::Horizon;
-use super::{Region, ReplicaSpec, Side};
+use super::{Region, ReplicaSpec, Side, decode_definition};
 use crate::disk::{parent, remove_tree};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -90,6 +90,7 @@ impl Region {
     pub(super) async fn install_snapshot(&self, snapshot: Snapshot) -> Result<()> {
         let header: Header = decode(&snapshot.header)?;
         let side = Side::decode(&header.past.side)?;
+        let table = Arc::new(decode_definition(&header.past.definition)?);
         let disk = self.spec.disk.as_ref();
         let mut files = self.files().await?;
         let mut add = Vec::with_capacity(header.files.len());
@@ -119,9 +120,10 @@ impl Region {
         let (flushed, sequence) = (header.past.flushed, header.past.sequence);
         self.swap("install", |state| {
             let generation = state.version.generation + 1;
-            let next = Version::new(self.schema.clone(), ssts, flushed, sequence, header.oldest, generation);
+            let next = Version::new(Arc::new(table.schema.clone()), ssts, flushed, sequence, header.oldest, generation);
             let old = std::mem::replace(&mut state.version, Arc::new(next));
             state.side = side;
+            state.table = table;
             state.horizon = Horizon::new(Duration::from_millis(self.spec.options.version_keep_ms), sequence);
             self.retired.add(old.ssts.values().cloned().chain(std::mem::take(&mut state.truncated)));
         });

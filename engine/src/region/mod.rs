@@ -9,13 +9,13 @@
 //! Two locks: `state` (short, never across an await) for what apply and freeze change together, and `manifest` (long)
 //! for what makes files: one flush or install at a time. A compaction takes it only for its commit.
 //!
-//! Not here: who leads and what is committed (`raft`), how files look (`storage`), alter (to come: a verb in a file of its
-//! own).
+//! Not here: who leads and what is committed (`raft`), how files look (`storage`).
 
 pub mod command;
 pub mod request;
 pub mod side;
 
+mod alter;
 mod apply;
 mod compact;
 mod files;
@@ -47,7 +47,7 @@ use crate::options::Options;
 use crate::storage::manifest::{Manifest, Past};
 use crate::storage::sst::Sst;
 use crate::storage::version::Version;
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Schema, Sequence};
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
 /// Where and how a replica lives.
 #[derive(Clone)]
@@ -71,8 +71,6 @@ pub struct ReplicaSpec {
 /// See the module.
 pub struct Region {
     id: RegionId,
-    table: TableDef,
-    schema: Arc<Schema>,
     spec: ReplicaSpec,
     state: Mutex<State>,
     files: AsyncMutex<Files>,
@@ -96,6 +94,8 @@ pub struct Region {
 
 /// What changes together.
 struct State {
+    /// As of the last entry that was applied.
+    table: Arc<TableDef>,
     version: Arc<Version>,
     side: Side,
     horizon: Horizon,
@@ -108,8 +108,7 @@ impl Region {
     pub async fn create(spec: ReplicaSpec, region: RegionId, table: &TableDef) -> Result<Arc<Region>> {
         let open = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
         if open.is_none() {
-            let definition = postcard::to_allocvec(table).expect("a table definition has an encoding");
-            let past = Past { definition: definition.into(), ..Past::default() };
+            let past = Past { definition: encode_definition(table), ..Past::default() };
             let (disk, events) = (spec.disk.clone(), spec.events.clone());
             Manifest::create(disk, &spec.folder, region, spec.replica, past, &spec.options, events).await?;
         }
@@ -144,9 +143,13 @@ impl Region {
         spec.events.emit(|| Event::VersionSwapped { region: id, replica, why: "open".into() });
         let region = Arc::new(Region {
             id,
-            table,
-            schema,
-            state: Mutex::new(State { version: Arc::new(version), side, horizon, truncated: Vec::new() }),
+            state: Mutex::new(State {
+                table: Arc::new(table),
+                version: Arc::new(version),
+                side,
+                horizon,
+                truncated: Vec::new(),
+            }),
             files: AsyncMutex::new(Files { manifest, pending: None }),
             ids,
             incoming: AtomicU64::default(),
@@ -175,9 +178,11 @@ impl Region {
         self.id
     }
 
-    /// Whether the replica was made for this region of this table.
+    /// Whether the replica was made for this region of this table, which may have been altered since.
     pub fn is_made_for(&self, region: RegionId, table: &TableDef) -> bool {
-        self.id == region && self.table == *table
+        let here = self.state.lock().expect("no panic holds the lock").table.clone();
+        let is_same = here.schema.version != table.schema.version || *here == *table;
+        self.id == region && here.id == table.id && is_same
     }
 
     /// The newest sequence that can be read here.
@@ -214,7 +219,7 @@ impl Region {
             memtable_bytes: version.memtable_bytes() as u64,
             ssts: version.ssts.len() as u64,
             sst_bytes: version.sst_bytes(),
-            schema_version: self.schema.version,
+            schema_version: version.schema.version,
         }
     }
 
@@ -257,6 +262,10 @@ impl Region {
         let (region, replica) = (self.id, self.spec.replica);
         self.spec.events.emit(|| Event::VersionSwapped { region, replica, why: why.to_string() });
     }
+}
+
+fn encode_definition(table: &TableDef) -> Bytes {
+    postcard::to_allocvec(table).expect("a table definition has an encoding").into()
 }
 
 fn decode_definition(bytes: &Bytes) -> Result<TableDef> {

@@ -11,12 +11,12 @@ impl Region {
     /// One page. The caller has made sure that this replica may answer: that it leads and has applied what was
     /// committed before, or that the page continues one that was read so.
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer> {
-        if request.schema_version != self.schema.version {
-            return Err(Error::SchemaChanged { region: self.id, version: self.schema.version });
-        }
         // First the sequence, then the version: it has at least what was visible before.
         let visible = self.visible();
         let version = self.version();
+        if request.schema_version != version.schema.version {
+            return Err(Error::SchemaChanged { region: self.id, version: version.schema.version });
+        }
         let upto = request.upto.unwrap_or(visible);
         if upto > visible {
             let what = format!("replica {} of region {} has not applied {upto} yet", self.spec.replica, self.id);

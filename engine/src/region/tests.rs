@@ -12,7 +12,7 @@ use crate::disk::memory::{Fault, MemoryDisk};
 use crate::disk::{Open, read_whole};
 use crate::meta::catalog::PartitionRule;
 use crate::raft::{Change, Machine, Snapshot, SnapshotFile};
-use crate::types::{Column, ColumnId, ColumnType, ProcedureId, TableId, Value, encode_batch};
+use crate::types::{Column, ColumnId, ColumnType, ProcedureId, Schema, TableId, Value, decode_batch, encode_batch};
 
 fn table() -> TableDef {
     let column =
@@ -42,11 +42,17 @@ async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
 }
 
 async fn put(region: &Region, index: u64, values: &[i64]) {
-    let cells: Vec<Value> = values.iter().map(|value| Value::Int(*value)).collect();
-    let columns = vec![Value::to_array(&cells, ColumnType::Int64)];
-    let rows = arrow::array::RecordBatch::try_new(region.schema.to_arrow(), columns).unwrap();
+    let rows = values.iter().map(|value| vec![Value::Int(*value)]).collect();
+    put_rows(region, index, &region.version().schema, rows).await;
+}
+
+async fn put_rows(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>) {
+    let cells = |at: usize| rows.iter().map(|row| row[at].clone()).collect::<Vec<_>>();
+    let columns = schema.columns().iter().enumerate();
+    let columns = columns.map(|(at, column)| Value::to_array(&cells(at), column.column_type)).collect();
+    let rows = arrow::array::RecordBatch::try_new(schema.to_arrow(), columns).unwrap();
     let write = WriteRequest {
-        schema_version: 1,
+        schema_version: schema.version,
         rows: encode_batch(&rows),
         ops: Bytes::new(),
         expected: Vec::new(),
@@ -306,4 +312,94 @@ async fn a_snapshot_that_is_begun_leaves_the_one_before_alone() {
     drop(receiver);
     let receiver = replica(&disk, 2).await;
     assert_eq!((files(&disk, "replicas/2/incoming"), scan(&receiver, 3).await.unwrap()), (0, 3));
+}
+
+/// The newest rows, as they are returned.
+async fn rows(region: &Region) -> Vec<Vec<Value>> {
+    let schema = region.version().schema.clone();
+    let scan = request::ScanRequest {
+        schema_version: schema.version,
+        columns: schema.columns().iter().map(|column| column.name.clone()).collect(),
+        ..request::ScanRequest::default()
+    };
+    let answer = region.scan(scan).await.unwrap();
+    let batches = answer.batches.iter().map(|batch| decode_batch(batch, &schema.to_arrow()).unwrap());
+    let row = |batch: &arrow::array::RecordBatch, row| {
+        batch.columns().iter().map(|cells| Value::of_cell(cells, row)).collect()
+    };
+    batches.flat_map(|batch| (0..batch.num_rows()).map(|at| row(&batch, at)).collect::<Vec<_>>()).collect()
+}
+
+/// Three alterations, and rows before, between and after them; flushed after some of the entries, wherever that is.
+#[tokio::test]
+async fn rows_of_before_an_alteration_are_read_as_those_of_after() {
+    use crate::types::{Alteration, ColumnDefault, Place};
+    let named = |name: &str| name.to_string();
+    let add = |name: &str, column_type, value: Value| Alteration::Add {
+        name: named(name),
+        column_type,
+        nullable: true,
+        default: (!value.is_null()).then(|| ColumnDefault::Constant(value.clone())),
+        absent: value,
+        place: Place::First,
+    };
+    let first = table().schema;
+    let second = first.altered(&[add("b", ColumnType::UInt8, Value::UInt(7))]).unwrap();
+    let widened = Alteration::SetType { column: named("b"), to: ColumnType::Int32 };
+    let default = Some(ColumnDefault::Constant(Value::UInt(8)));
+    let default = Alteration::SetDefault { column: named("b"), default };
+    let renamed = Alteration::Rename { column: named("b"), to: named("c") };
+    let third = second.altered(&[default, widened, renamed]).unwrap();
+    let dropped = Alteration::Drop { column: named("c") };
+    let fourth = third.altered(&[dropped, add("c", ColumnType::String, Value::Null)]).unwrap();
+    let text = |text: &str| Value::String(named(text));
+    let entry = async |region: &Region, index: u64| match index {
+        1 => put_rows(region, 1, &first, vec![vec![Value::Int(1)], vec![Value::Int(9)]]).await,
+        2 => alter(region, 2, 1, &second).await,
+        3 => put_rows(region, 3, &second, vec![vec![Value::UInt(20), Value::Int(2)]]).await,
+        4 => alter(region, 4, 2, &third).await,
+        // It was made for the columns as they were.
+        5 => put_rows(region, 5, &second, vec![vec![Value::UInt(1), Value::Int(1)]]).await,
+        6 => put_rows(region, 6, &third, vec![vec![Value::Int(-300), Value::Int(3)]]).await,
+        // The same procedure asks again, and an earlier one is late.
+        7 => alter(region, 7, 2, &third).await,
+        8 => alter(region, 8, 1, &second).await,
+        9 => alter(region, 9, 3, &fourth).await,
+        _ => put_rows(region, 10, &fourth, vec![vec![text("x"), Value::Int(4)]]).await,
+    };
+    let at_third: Vec<Vec<Value>> =
+        [(7, 1), (20, 2), (-300, 3), (7, 9)].map(|(c, a)| vec![Value::Int(c), Value::Int(a)]).into();
+    let at_fourth: Vec<Vec<Value>> = [(None, 1), (None, 2), (None, 3), (Some("x"), 4), (None, 9)]
+        .map(|(c, a)| vec![c.map_or(Value::Null, text), Value::Int(a)])
+        .into();
+    for flushes in (0..1u64 << 10).step_by(7) {
+        let disk = MemoryDisk::default();
+        let region = replica(&disk, 1).await;
+        for index in 1..=10 {
+            entry(&region, index).await;
+            if flushes & (1 << (index - 1)) != 0 {
+                region.flush().await.unwrap();
+            }
+            if index == 8 {
+                assert_eq!(rows(&region).await, at_third, "{flushes:b}");
+            }
+        }
+        assert_eq!((rows(&region).await, region.visible()), (at_fourth.clone(), Sequence(5)), "{flushes:b}");
+        region.close().await;
+        let flushed = region.version().flushed.map_or(0, |id| id.index);
+        drop(region);
+        // A replica that is opened has what was flushed, and replays the rest.
+        let region = replica(&disk, 1).await;
+        for index in flushed + 1..=10 {
+            entry(&region, index).await;
+        }
+        region.compact().await.unwrap();
+        assert_eq!((rows(&region).await, region.visible()), (at_fourth.clone(), Sequence(5)), "{flushes:b}");
+        assert_eq!(region.version().schema.version, 4);
+    }
+}
+
+async fn alter(region: &Region, index: u64, by: u64, schema: &Schema) {
+    let command = Command::Alter { by: ProcedureId(by), schema: Box::new(schema.clone()) }.encode();
+    region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! The leader's checks before a write is proposed: what can be refused is refused here, and nothing is written.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 
 use super::Region;
@@ -11,10 +13,17 @@ use crate::types::{Op, Schema, decode_batch, encode_keys};
 impl Region {
     /// The command to propose for `write`, and how many rows it has.
     pub fn validate(&self, write: WriteRequest) -> Result<(Bytes, u64)> {
-        if write.schema_version != self.schema.version {
-            return Err(Error::SchemaChanged { region: self.id, version: self.schema.version });
-        }
-        let rows = check_rows(&self.schema, &write)?;
+        let schema = self.version().schema.clone();
+        let rows = match write.schema_version.cmp(&schema.version) {
+            Ordering::Equal => check_rows(&schema, &write)?,
+            // It may be the copy of one that was applied before the table changed: the log tells.
+            Ordering::Less => 0,
+            Ordering::Greater => {
+                let (version, here) = (write.schema_version, schema.version);
+                let what = format!("region {} has version {here} of its columns and not yet {version}", self.id);
+                return Err(Error::Busy { what });
+            }
+        };
         if let Some(request) = write.request {
             let remembered =
                 self.state.lock().expect("no panic holds the lock").side.sessions.remembered(request.session);

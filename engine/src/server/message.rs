@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +100,15 @@ pub enum Request {
         /// The region.
         region: RegionId,
     },
+    /// Give a region another schema: asked of the leader. Resent, it changes nothing.
+    Alter {
+        /// The region.
+        region: RegionId,
+        /// On whose behalf.
+        by: ProcedureRef,
+        /// The schema.
+        schema: Box<Schema>,
+    },
     /// Take all rows out of a region: asked of the leader. Resent, it takes out nothing that was written since.
     Truncate {
         /// The region.
@@ -140,7 +149,7 @@ pub enum Response {
     Raft(Bytes),
     Write(WriteAnswer),
     Scan(ScanAnswer),
-    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`.
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`.
     Done,
     Status(Vec<ReplicaStatus>),
     Meta(MetaAnswer),
@@ -180,6 +189,7 @@ pub enum Kind {
     Sql = 15,
     Compact = 16,
     Truncate = 17,
+    Alter = 18,
 }
 
 impl Kind {
@@ -202,6 +212,7 @@ impl Kind {
         (Kind::Sql, "sql"),
         (Kind::Compact, "compact"),
         (Kind::Truncate, "truncate"),
+        (Kind::Alter, "alter"),
     ];
 
     /// The kind that is written as `byte`.
@@ -236,6 +247,7 @@ impl Request {
             Request::Sql { .. } => Kind::Sql,
             Request::Compact { .. } => Kind::Compact,
             Request::Truncate { .. } => Kind::Truncate,
+            Request::Alter { .. } => Kind::Alter,
         }
     }
 

@@ -28,6 +28,7 @@ use crate::frontend::{Frontend, Output, Session};
 use crate::net::{Listener, Net};
 use crate::options::Options;
 use crate::raft::Surroundings;
+use crate::region::command::Command;
 use crate::types::{Incarnation, NodeId, ReplicaId};
 
 /// What a node is told at start.
@@ -287,7 +288,14 @@ impl Shared {
                 self.store()?.drop_replica(region, replica).await.map(|()| Response::Done)
             }
             Request::Flush { region } => self.store()?.flush(region).await.map(|()| Response::Done),
-            Request::Truncate { region, by } => self.store()?.truncate(region, by).await.map(|()| Response::Done),
+            Request::Truncate { region, by } => {
+                let command = Command::Truncate { by: by.procedure };
+                self.store()?.change(region, command).await.map(|()| Response::Done)
+            }
+            Request::Alter { region, by, schema } => {
+                let command = Command::Alter { by: by.procedure, schema };
+                self.store()?.change(region, command).await.map(|()| Response::Done)
+            }
             Request::Compact { region } => self.store()?.compact(region).await.map(|()| Response::Done),
             Request::Transfer { region, to } => {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)

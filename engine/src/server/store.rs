@@ -27,7 +27,6 @@ use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer
 use crate::region::{Region, ReplicaSpec};
 use crate::types::{Incarnation, RegionId, ReplicaId};
 
-use super::message::ProcedureRef;
 use super::meta_replica::MetaReplica;
 
 const LOG: &str = "log";
@@ -315,14 +314,14 @@ impl Store {
         decode_outcome(&answer?)
     }
 
-    /// Takes all rows out of a region that is led here. Answers when that is durable on a quorum and applied.
-    pub async fn truncate(&self, id: RegionId, by: ProcedureRef) -> Result<()> {
+    /// Changes a region that is led here as a whole. Answers when that is durable on a quorum and applied.
+    pub async fn change(&self, id: RegionId, command: Command) -> Result<()> {
         let (group, _) = self.region(id)?;
         let standing = group.standing();
         if !standing.is_leader {
             return Err(Error::NotLeader { region: id, hint: standing.leader });
         }
-        let outcome = group.propose(Command::Truncate { by: by.procedure }.encode()).await?;
+        let outcome = group.propose(command.encode()).await?;
         decode_outcome(&outcome).map(drop)
     }
 

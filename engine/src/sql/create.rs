@@ -58,6 +58,19 @@ pub struct Partition {
 const OPTIONS: &[(&str, &str)] = &[("regions", "how many regions the rows are hashed into, at least 1")];
 
 impl CreateTable {
+    /// Without columns, as yet.
+    pub(super) fn named(name: &str) -> CreateTable {
+        CreateTable {
+            name: name.to_string(),
+            if_not_exists: false,
+            columns: Vec::new(),
+            primary_key: Vec::new(),
+            time_index: None,
+            partition: None,
+            options: Vec::new(),
+        }
+    }
+
     /// What meta is asked to create: checked, defaults and constants evaluated.
     pub fn resolve(&self, evaluator: &Evaluator) -> Result<catalog::CreateTable> {
         let table = &self.name;
@@ -93,31 +106,7 @@ impl CreateTable {
             nullable: !key && written.nullable != Some(false),
             default: None,
         };
-        let Some(expr) = &written.default else {
-            return Ok(column);
-        };
-        let expr = for_column(expr.clone(), column.column_type);
-        column.default = match evaluator.constant(&expr)? {
-            Some(scalar) => {
-                let cell = to_column(&repeat(&scalar, 1), &column, table)?;
-                match Value::of_cell(&cell, 0) {
-                    Value::Null if !column.nullable => {
-                        let message = format!(
-                            "DEFAULT of column {:?} of table {table} is NULL, the column is NOT NULL",
-                            column.name
-                        );
-                        return Err(Error::invalid(Invalid::NotNull, message));
-                    }
-                    Value::Null => None,
-                    value => Some(ColumnDefault::Constant(value)),
-                }
-            }
-            None => {
-                // Evaluated only to see that it can be, and that it fits.
-                to_column(&repeat(&evaluator.scalar(&expr)?, 1), &column, table)?;
-                Some(ColumnDefault::Impure(expr.to_string()))
-            }
-        };
+        column.default = default_of(&column, written.default.as_ref(), table, evaluator)?;
         Ok(column)
     }
 
@@ -158,6 +147,36 @@ impl CreateTable {
         }
         partition::resolve(&written.columns, &written.expressions, schema, evaluator)
     }
+}
+
+/// The default of `column` that is written as `expr`.
+pub(super) fn default_of(
+    column: &Column,
+    expr: Option<&ast::Expr>,
+    table: &str,
+    evaluator: &Evaluator,
+) -> Result<Option<ColumnDefault>> {
+    let Some(expr) = expr else { return Ok(None) };
+    let expr = for_column(expr.clone(), column.column_type);
+    Ok(match evaluator.constant(&expr)? {
+        Some(scalar) => {
+            let cell = to_column(&repeat(&scalar, 1), column, table)?;
+            match Value::of_cell(&cell, 0) {
+                Value::Null if !column.nullable => {
+                    let message =
+                        format!("DEFAULT of column {:?} of table {table} is NULL, the column is NOT NULL", column.name);
+                    return Err(Error::invalid(Invalid::NotNull, message));
+                }
+                Value::Null => None,
+                value => Some(ColumnDefault::Constant(value)),
+            }
+        }
+        None => {
+            // Evaluated only to see that it can be, and that it fits.
+            to_column(&repeat(&evaluator.scalar(&expr)?, 1), column, table)?;
+            Some(ColumnDefault::Impure(expr.to_string()))
+        }
+    })
 }
 
 fn code(err: &SchemaError) -> Invalid {

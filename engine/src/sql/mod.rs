@@ -9,6 +9,7 @@
 //! Pure: nothing here asks a node, waits, or reads a clock; the time of a statement is passed in. Running a statement is
 //! the [`frontend`](crate::frontend)'s.
 
+mod alter;
 mod cast;
 mod chain;
 mod checked;
@@ -23,6 +24,7 @@ mod values;
 
 use datafusion::sql::sqlparser::ast;
 
+pub use alter::{AlterTable, Written};
 pub use cast::{to_column, to_scalar, to_value};
 pub use create::{ColumnDef, CreateTable, Partition};
 pub use error::invalid;
@@ -43,6 +45,8 @@ pub enum Statement {
         /// Whether it is fine that there is none.
         if_exists: bool,
     },
+    /// `ALTER TABLE ..`
+    AlterTable(AlterTable),
     /// `TRUNCATE [TABLE] name`
     TruncateTable {
         /// The table.

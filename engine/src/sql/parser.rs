@@ -12,11 +12,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::alter::{AlterTable, Written};
 use super::create::{ColumnDef, CreateTable, Partition};
 use super::names::{nearest, suggest};
 use super::types::column_type;
 use super::{AdminVerb, Change, Insert, Source, Statement, Values};
 use crate::error::{Error, Invalid, Result};
+use crate::types::Place;
 
 /// How deep a statement may be. Operators make a tree as deep as their chain is long, and everything that walks the tree
 /// recurses; what this lets through fits a stack of 2 MiB (see `deep_statements_are_refused`).
@@ -183,6 +185,13 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             }
             Ok(Statement::DropTable { name: written_table(&name)?, if_exists })
         }
+        Keyword::ALTER => {
+            parser.next_token();
+            if !parser.parse_keyword(Keyword::TABLE) {
+                return Err(unsupported(keywords("ALTER", parser), "there is ALTER TABLE"));
+            }
+            alter_table(parser)
+        }
         Keyword::TRUNCATE => {
             parser.next_token();
             let _ = parser.parse_keyword(Keyword::TABLE);
@@ -237,9 +246,9 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             other => Err(unsupported(first_words(&other), "")),
         },
         keyword => {
-            const KNOWN: [&str; 11] = [
-                "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "CREATE", "DROP", "EXPLAIN", "SHOW", "VALUES",
-                "ADMIN",
+            const KNOWN: [&str; 12] = [
+                "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "CREATE", "ALTER", "DROP", "EXPLAIN", "SHOW",
+                "VALUES", "ADMIN",
             ];
             let written = word.value.to_uppercase();
             if keyword == Keyword::NoKeyword || nearest(&written, KNOWN).is_some() {
@@ -251,6 +260,73 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             Err(unsupported(keywords(&written, parser), &format!("there are {}", KNOWN.join(", "))))
         }
     }
+}
+
+/// `name change, ..`, behind ALTER TABLE.
+fn alter_table(parser: &mut Parser) -> Result<Statement> {
+    let name = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
+    let mut changes = Vec::new();
+    loop {
+        changes.push(alteration(parser)?);
+        if !parser.consume_token(&Token::Comma) {
+            break;
+        }
+    }
+    Ok(Statement::AlterTable(AlterTable { name, changes }))
+}
+
+fn alteration(parser: &mut Parser) -> Result<Written> {
+    let verb = parser.next_token();
+    let Token::Word(word) = &verb.token else { return Err(expected("ADD, DROP, RENAME, ALTER or MODIFY", &verb)) };
+    let _ = matches!(word.keyword, Keyword::ADD | Keyword::DROP | Keyword::RENAME | Keyword::ALTER | Keyword::MODIFY)
+        && parser.parse_keyword(Keyword::COLUMN);
+    let column = |parser: &mut Parser| parser.parse_identifier().map(|name| fold(&name)).map_err(syntax);
+    Ok(match word.keyword {
+        Keyword::ADD => {
+            let if_not_exists = parser.parse_keywords(&[Keyword::IF, Keyword::NOT, Keyword::EXISTS]);
+            let mut holder = CreateTable::named("");
+            element(parser, &mut holder)?;
+            let Some(added) =
+                holder.columns.pop().filter(|_| holder.primary_key.is_empty() && holder.time_index.is_none())
+            else {
+                return Err(unsupported("ADD of a PRIMARY KEY or TIME INDEX", "the row key never changes"));
+            };
+            let place = match (parser.parse_keyword(Keyword::FIRST), parser.parse_keyword(Keyword::AFTER)) {
+                (true, _) => Place::First,
+                (_, true) => Place::After(column(parser)?),
+                _ => Place::Last,
+            };
+            Written::Add { column: added, if_not_exists, place }
+        }
+        Keyword::DROP => {
+            let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
+            Written::Drop { column: column(parser)?, if_exists }
+        }
+        Keyword::RENAME => {
+            let from = column(parser)?;
+            parser.expect_keyword(Keyword::TO).map_err(syntax)?;
+            Written::Rename { column: from, to: column(parser)? }
+        }
+        Keyword::MODIFY => {
+            let column = column(parser)?;
+            Written::SetType { column, to: column_type(&parser.parse_data_type().map_err(syntax)?)? }
+        }
+        Keyword::ALTER => {
+            let column = column(parser)?;
+            if parser.parse_keywords(&[Keyword::SET, Keyword::DEFAULT]) {
+                Written::SetDefault { column, default: Some(parser.parse_expr().map_err(syntax)?) }
+            } else if parser.parse_keywords(&[Keyword::DROP, Keyword::DEFAULT]) {
+                Written::SetDefault { column, default: None }
+            } else if parser.parse_keyword(Keyword::TYPE)
+                || parser.parse_keywords(&[Keyword::SET, Keyword::DATA, Keyword::TYPE])
+            {
+                Written::SetType { column, to: column_type(&parser.parse_data_type().map_err(syntax)?)? }
+            } else {
+                return Err(expected("SET DEFAULT, DROP DEFAULT or TYPE", &parser.peek_token()));
+            }
+        }
+        _ => return Err(expected("ADD, DROP, RENAME, ALTER or MODIFY", &verb)),
+    })
 }
 
 /// `FLUSH TABLE name` or `COMPACT TABLE name`, behind ADMIN.
@@ -483,15 +559,7 @@ fn create_table(parser: &mut Parser) -> Result<Statement> {
     if parser.parse_keyword(Keyword::AS) {
         return Err(unsupported("CREATE TABLE .. AS", "write CREATE TABLE, then INSERT INTO .. SELECT"));
     }
-    let mut table = CreateTable {
-        name,
-        if_not_exists,
-        columns: Vec::new(),
-        primary_key: Vec::new(),
-        time_index: None,
-        partition: None,
-        options: Vec::new(),
-    };
+    let mut table = CreateTable { if_not_exists, ..CreateTable::named(&name) };
     parser.expect_token(&Token::LParen).map_err(syntax)?;
     loop {
         element(parser, &mut table)?;

@@ -16,6 +16,7 @@ use arrow::error::ArrowError;
 
 use super::rows::{Rows, cell_bytes, gather, timestamps};
 use super::scan::Plan;
+use super::shape::Shape;
 use crate::types::{Key, Op, Schema, Sequence};
 
 /// The versions of one key stand together, the newest first.
@@ -151,6 +152,7 @@ fn batch_bytes(batch: &RecordBatch) -> usize {
 pub(crate) struct MemtableScan {
     memtable: Arc<Memtable>,
     plan: Arc<Plan>,
+    shape: Shape,
     /// What was written later is not seen.
     upto: Sequence,
     from: Bound<InternalKey>,
@@ -160,7 +162,8 @@ impl MemtableScan {
     pub(crate) fn new(memtable: Arc<Memtable>, plan: Arc<Plan>) -> MemtableScan {
         let newest = memtable.sequences().map_or(Sequence(0), |(_, newest)| newest);
         let from = Bound::Included((plan.range.from.clone(), Reverse(Sequence(u64::MAX))));
-        MemtableScan { upto: plan.upto.min(newest), memtable, plan, from }
+        let shape = Shape::of(&memtable.schema, &plan.schema, &plan);
+        MemtableScan { upto: plan.upto.min(newest), memtable, plan, shape, from }
     }
 
     /// Nothing that comes is less than this key.
@@ -212,7 +215,8 @@ impl MemtableScan {
         let (Some(key), Some(sequence)) = (keys.last(), sequences.last()) else { return Ok(None) };
         self.from = Bound::Excluded((key.clone(), Reverse(*sequence)));
         let batches: Vec<&RecordBatch> = batches.iter().map(Arc::as_ref).collect();
-        let batch = gather(&batches, &picked, &self.plan.read, &self.plan.read_schema)?;
+        let read = gather(&batches, &picked, &self.shape.read, &self.shape.read_schema)?;
+        let batch = self.shape.make(read, &ops, &self.plan)?;
         Ok(Some(Rows { batch, keys, sequences, ops }))
     }
 }

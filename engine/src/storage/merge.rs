@@ -82,7 +82,7 @@ pub struct Page {
 impl Merge {
     /// The rows of `memtables` and `ssts` that `scan` asks for, in batches of at most `batch_rows`.
     pub fn visible(
-        schema: &Schema,
+        schema: &Arc<Schema>,
         memtables: impl IntoIterator<Item = Arc<Memtable>>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         scan: &Scan,
@@ -93,7 +93,7 @@ impl Merge {
 
     /// Every version of every row, whole: what a flush writes.
     pub fn all_versions(
-        schema: &Schema,
+        schema: &Arc<Schema>,
         memtables: impl IntoIterator<Item = Arc<Memtable>>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         batch_rows: usize,
@@ -103,7 +103,7 @@ impl Merge {
 
     /// The versions that `retention` keeps, whole: what a compaction of `ssts` writes.
     pub fn retained(
-        schema: &Schema,
+        schema: &Arc<Schema>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         retention: Retention,
         batch_rows: usize,

@@ -23,6 +23,7 @@ pub mod memtable;
 pub mod merge;
 pub mod rows;
 pub mod scan;
+mod shape;
 pub mod sst;
 pub mod version;
 

@@ -78,6 +78,8 @@ impl Retention {
 /// those gathered of the merged rows (of the read ones) and those returned (of the gathered ones).
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// What it is resolved against.
+    pub(crate) schema: Arc<Schema>,
     pub(crate) versions: Versions,
     pub(crate) upto: Sequence,
     pub(crate) range: KeyRange,
@@ -100,7 +102,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Resolves `scan` against `schema`. An unknown column is an error.
-    pub(crate) fn new(scan: &Scan, schema: &Schema, batch_rows: usize) -> Result<Plan> {
+    pub(crate) fn new(scan: &Scan, schema: &Arc<Schema>, batch_rows: usize) -> Result<Plan> {
         let position = |name: &str| {
             let found = schema.column(name).map(|(at, _)| at);
             found.ok_or_else(|| Error::invalid(Invalid::UnknownColumn, format!("there is no column {name:?}")))
@@ -123,6 +125,7 @@ impl Plan {
         let key_filters = on_keys.map(|(at, condition)| filter(&read, *at, condition)).collect();
         let field_filters = on_fields().map(|(at, condition)| filter(&gathered, *at, condition)).collect();
         Ok(Plan {
+            schema: schema.clone(),
             versions: Versions::Newest { include_deleted: scan.include_deleted },
             upto: scan.upto,
             range: KeyRange::of(&conditions, schema).after(scan.after.as_ref()),
@@ -139,7 +142,7 @@ impl Plan {
     }
 
     /// Whole rows, of each the `versions`.
-    pub(crate) fn whole_rows(versions: Versions, schema: &Schema, batch_rows: usize) -> Plan {
+    pub(crate) fn whole_rows(versions: Versions, schema: &Arc<Schema>, batch_rows: usize) -> Plan {
         let columns = schema.columns().iter().map(|column| column.name.clone()).collect();
         let scan = Scan { columns, upto: Sequence(u64::MAX), ..Scan::default() };
         let plan = Plan::new(&scan, schema, batch_rows).expect("a table has its own columns");

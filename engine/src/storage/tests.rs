@@ -259,7 +259,9 @@ fn build(disk: &MemoryDisk, steps: &[Step]) -> (Version, Model, Sequence) {
                 files += 1;
                 let meta = flush(disk, files, &frozen, &options()).unwrap();
                 let sst = open(disk, &meta);
-                version = version.with_flushed(&frozen, [sst], Some(LogId { term: 1, index: last.0 }), last).unwrap();
+                version = version
+                    .with_flushed(&frozen, [sst], Some(LogId { term: 1, index: last.0 }), last, schema())
+                    .unwrap();
                 assert!(version.frozen.is_empty());
             }
         }
@@ -436,7 +438,7 @@ fn a_tombstone_goes_only_when_no_file_that_is_left_can_have_what_it_hides() {
         write(&version.mutable, &rows, Sequence(id * 2 - 1));
         version = version.with_frozen();
         let sst = open(&disk, &flush(&disk, id, &version.frozen, &options()).unwrap());
-        version = version.with_flushed(&version.frozen, [sst], None, Sequence(id * 2)).unwrap();
+        version = version.with_flushed(&version.frozen, [sst], None, Sequence(id * 2), schema()).unwrap();
     }
     let rows = |version: &Version| {
         let merge = Merge::all_versions(&version.schema, [], version.ssts.values().cloned(), 8);
@@ -475,7 +477,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
             }
             version = version.with_frozen();
             let sst = open(&disk, &flush(&disk, id, &version.frozen, &options()).unwrap());
-            version = version.with_flushed(&version.frozen, [sst], None, Sequence(2)).unwrap();
+            version = version.with_flushed(&version.frozen, [sst], None, Sequence(2), schema()).unwrap();
         }
         for (sequence, v) in versions {
             write(&version.mutable, &[put("a", 1, v)], Sequence(sequence));
@@ -510,9 +512,12 @@ fn a_flush_of_another_past_publishes_nothing() {
     let frozen = version.with_frozen();
     let stranger = [Arc::new(Memtable::new(schema()))];
     let upto = Some(LogId { term: 1, index: 1 });
-    assert!(frozen.with_flushed(&stranger, [], upto, Sequence(1)).is_none());
-    assert!(version.with_flushed(&frozen.frozen, [], upto, Sequence(1)).is_none(), "the mutable one is not flushed");
-    let flushed = frozen.with_flushed(&frozen.frozen, [], upto, Sequence(1)).unwrap();
+    assert!(frozen.with_flushed(&stranger, [], upto, Sequence(1), schema()).is_none());
+    assert!(
+        version.with_flushed(&frozen.frozen, [], upto, Sequence(1), schema()).is_none(),
+        "the mutable one is not flushed"
+    );
+    let flushed = frozen.with_flushed(&frozen.frozen, [], upto, Sequence(1), schema()).unwrap();
     assert_eq!((flushed.frozen.len(), flushed.flushed, flushed.memtable_rows()), (0, upto, 0));
 }
 

@@ -20,6 +20,8 @@ use crate::types::{Key, LogId, Op, Schema, Sequence};
 pub struct Version {
     /// The schema of rows to come.
     pub schema: Arc<Schema>,
+    /// The schema as of `flushed`: what a compaction writes, so that no file knows of a change that is not durable yet.
+    pub flushed_schema: Arc<Schema>,
     /// Takes the writes.
     pub mutable: Arc<Memtable>,
     /// Full ones, oldest first; a flush is writing them or is to.
@@ -49,6 +51,7 @@ impl Version {
     ) -> Version {
         Version {
             mutable: Arc::new(Memtable::new(schema.clone())),
+            flushed_schema: schema.clone(),
             schema,
             frozen: Vec::new(),
             ssts: ssts.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))).collect(),
@@ -69,6 +72,14 @@ impl Version {
         next
     }
 
+    /// Rows to come are of `schema`; those that are there stay as they were written.
+    pub fn with_schema(&self, schema: Arc<Schema>) -> Version {
+        let mut next = self.with_frozen();
+        next.mutable = Arc::new(Memtable::new(schema.clone()));
+        next.schema = schema;
+        next
+    }
+
     /// The rows of `written` are in the files `added`. None if one of the memtables is not frozen here: the flush was
     /// begun on another past and must not be published.
     pub fn with_flushed(
@@ -77,6 +88,7 @@ impl Version {
         added: impl IntoIterator<Item = Sst>,
         flushed: Option<LogId>,
         flushed_sequence: Sequence,
+        flushed_schema: Arc<Schema>,
     ) -> Option<Version> {
         let is_written = |memtable: &Arc<Memtable>| written.iter().any(|one| Arc::ptr_eq(one, memtable));
         if self.frozen.iter().filter(|memtable| is_written(memtable)).count() != written.len() {
@@ -87,6 +99,7 @@ impl Version {
         next.ssts.extend(added.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
         next.flushed = flushed;
         next.flushed_sequence = flushed_sequence;
+        next.flushed_schema = flushed_schema;
         Some(next)
     }
 

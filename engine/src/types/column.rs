@@ -1,5 +1,6 @@
 //! Column types and table schemas.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUn
 use serde::{Deserialize, Serialize};
 
 use super::Value;
+use super::alter::AlterError;
 
 /// Names a column for its whole life: a column dropped and added again under the same name has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -184,6 +186,10 @@ pub struct Schema {
     primary_key: Vec<usize>,
     /// Position in `columns` of the TIME INDEX.
     time_index: Option<usize>,
+    /// The least id that no column ever had.
+    next_column: ColumnId,
+    /// Of columns that were added later: what rows that are older than the column read in it, unless that is NULL.
+    absent: BTreeMap<ColumnId, Value>,
 }
 
 /// Why some columns are no schema. The message names the column.
@@ -204,6 +210,18 @@ pub enum SchemaError {
     ReservedName(String),
 }
 
+fn check_names(columns: &[Column]) -> Result<(), SchemaError> {
+    for (at, column) in columns.iter().enumerate() {
+        if columns[..at].iter().any(|other| other.name == column.name) {
+            return Err(SchemaError::DuplicateColumn(column.name.clone()));
+        }
+        if column.name.starts_with("__") {
+            return Err(SchemaError::ReservedName(column.name.clone()));
+        }
+    }
+    Ok(())
+}
+
 impl Schema {
     /// Columns, the names of the PRIMARY KEY in key order, and the name of the TIME INDEX. Key columns become NOT NULL.
     pub fn new(
@@ -212,14 +230,7 @@ impl Schema {
         primary_key: &[String],
         time_index: Option<&str>,
     ) -> Result<Schema, SchemaError> {
-        for (at, column) in columns.iter().enumerate() {
-            if columns[..at].iter().any(|other| other.name == column.name) {
-                return Err(SchemaError::DuplicateColumn(column.name.clone()));
-            }
-            if column.name.starts_with("__") {
-                return Err(SchemaError::ReservedName(column.name.clone()));
-            }
-        }
+        check_names(&columns)?;
         let position = |name: &str| {
             columns
                 .iter()
@@ -243,7 +254,64 @@ impl Schema {
         {
             return Err(SchemaError::TimeIndexType(columns[at].name.clone()));
         }
-        Ok(Schema { version, columns, primary_key, time_index })
+        let last = columns.iter().map(|column| column.id.0).max().unwrap_or(0);
+        let next_column = ColumnId(last.saturating_add(1));
+        Ok(Schema { version, columns, primary_key, time_index, next_column, absent: BTreeMap::new() })
+    }
+
+    /// What a row that is older than the column reads in it.
+    pub fn absent(&self, column: ColumnId) -> Value {
+        self.absent.get(&column).cloned().unwrap_or(Value::Null)
+    }
+
+    /// The id of the next column to add.
+    pub(super) fn next_column(&mut self) -> ColumnId {
+        let id = self.next_column;
+        self.next_column = ColumnId(id.0.saturating_add(1));
+        id
+    }
+
+    /// Puts a new column at `at`.
+    pub(super) fn insert(&mut self, at: usize, column: Column, absent: Value) {
+        if !absent.is_null() {
+            self.absent.insert(column.id, absent);
+        }
+        self.columns.insert(at, column);
+        self.key_positions().filter(|key| **key >= at).for_each(|key| *key += 1);
+    }
+
+    /// Takes out the column at `at`, which is no key column.
+    pub(super) fn remove(&mut self, at: usize) {
+        let column = self.columns.remove(at);
+        self.absent.remove(&column.id);
+        self.key_positions().filter(|key| **key > at).for_each(|key| *key -= 1);
+    }
+
+    /// Changes the column at `at`; its id stays.
+    pub(super) fn change(&mut self, at: usize, change: impl FnOnce(&mut Column)) {
+        change(&mut self.columns[at]);
+    }
+
+    /// Gives the column at `at` the wider type `to`, and its constants too.
+    pub(super) fn widen(&mut self, at: usize, to: ColumnType) {
+        let column = &mut self.columns[at];
+        column.column_type = to;
+        if let Some(ColumnDefault::Constant(value)) = &mut column.default {
+            *value = value.widened(to);
+        }
+        if let Some(value) = self.absent.get_mut(&column.id) {
+            *value = value.widened(to);
+        }
+    }
+
+    /// The same, if its names are those of a table.
+    pub(super) fn checked(self) -> Result<Schema, AlterError> {
+        check_names(&self.columns)?;
+        Ok(self)
+    }
+
+    fn key_positions(&mut self) -> impl Iterator<Item = &mut usize> {
+        self.primary_key.iter_mut().chain(self.time_index.as_mut())
     }
 
     /// All columns, in the order of the table.

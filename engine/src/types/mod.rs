@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, reads a clock or knows of a node; this module depends on no other.
 
+mod alter;
 mod batch;
 mod column;
 mod id;
@@ -9,6 +10,7 @@ mod key;
 mod predicate;
 mod value;
 
+pub use alter::{AlterError, Alteration, Place, widens};
 pub use batch::{ColumnarError, decode_batch, encode_batch};
 pub use column::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TimeUnit};
 pub use id::{

@@ -39,6 +39,17 @@ impl Value {
         matches!(self, Value::Null)
     }
 
+    /// The same value in a column whose type was widened to `to`.
+    pub fn widened(&self, to: super::ColumnType) -> Value {
+        use super::ColumnType::{Int16, Int32, Int64};
+        match (self, to) {
+            (Value::UInt(number), Int16 | Int32 | Int64) => {
+                Value::Int(i64::try_from(*number).expect("a wider type holds every value"))
+            }
+            (value, _) => value.clone(),
+        }
+    }
+
     fn kind(&self) -> u8 {
         match self {
             Value::Null => 0,

@@ -5,7 +5,8 @@
 //! when it ended; an acknowledged write is in the log; a refused one is not; at the end the tables hold what the log says.
 //!
 //! Relies on: each written row is unlike every other version of its key (workloads see to that), and one open statement
-//! per key at a time. Does not check: the order between different keys, and statements whose outcome stayed unknown:
+//! per key at a time. Of a row that a client wrote or read as one of the table before an ALTER, only the columns that both
+//! have are compared. Does not check: the order between different keys, and statements whose outcome stayed unknown:
 //! they may have happened or not, but whoever reads their rows makes them certain.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use engine::types::{Key, RegionId, Sequence};
 
 use super::Violation;
-use super::model::{Model, Row};
+use super::model::{Model, Row, agree};
 
 pub(super) const NAME: &str = "clients";
 
@@ -46,7 +47,7 @@ impl ClientOracle {
     ) -> Result<(), Violation> {
         self.evaluations += 1;
         let history = model.region(region).into_iter().flat_map(|region| region.history(key));
-        let written = history.filter(|(_, version)| *version == row).map(|(sequence, _)| sequence).last();
+        let written = history.filter(|(_, version)| same(*version, row)).map(|(sequence, _)| sequence).last();
         match written {
             Some(sequence) => {
                 self.raise(region, key, sequence);
@@ -88,7 +89,7 @@ impl ClientOracle {
         };
         let nothing = (floor == Sequence(0) && found.is_none()).then_some(Sequence(0));
         let history = model.region(region).into_iter().flat_map(|region| region.history(key));
-        let seen = history.filter(|(sequence, version)| *sequence >= floor && *version == found);
+        let seen = history.filter(|(sequence, version)| *sequence >= floor && same(*version, found));
         let seen = seen.map(|(sequence, _)| sequence).next().or(nothing);
         match seen {
             Some(sequence) => {
@@ -134,7 +135,7 @@ impl ClientOracle {
         }
         for (region, key, row) in &self.refused {
             let mut history = model.region(*region).into_iter().flat_map(|region| region.history(key));
-            if history.any(|(_, version)| version == row.as_ref()) {
+            if history.any(|(_, version)| same(version, row.as_ref())) {
                 return violation(
                     "a refused write was applied",
                     vec![format!("region {region}, key {key:?}"), shown(row.as_ref())],
@@ -155,6 +156,14 @@ impl ClientOracle {
     }
 }
 
+/// Whether a version of a row (none: a tombstone) is what a client has of it, who may know the table as it was before.
+fn same(version: Option<&Row>, known: Option<&Row>) -> bool {
+    match (version, known) {
+        (Some(version), Some(known)) => agree(version, known),
+        (version, known) => version.is_none() && known.is_none(),
+    }
+}
+
 fn versions(model: &Model, region: RegionId, key: &Key) -> String {
     let history = model.region(region).into_iter().flat_map(|region| region.history(key));
     let lines: Vec<_> = history.map(|(sequence, row)| format!("{sequence} {}", shown(row))).collect();
@@ -163,7 +172,7 @@ fn versions(model: &Model, region: RegionId, key: &Key) -> String {
 
 fn shown(row: Option<&Row>) -> String {
     let Some(row) = row else { return "no row".into() };
-    let cells: Vec<_> = row.iter().map(ToString::to_string).collect();
+    let cells: Vec<_> = row.values().map(ToString::to_string).collect();
     format!("({})", cells.join(", "))
 }
 
@@ -177,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_row_that_comes_twice_is_seen() {
-        let row = |key: u8| (Key(vec![key].into()), Vec::new());
+        let row = |key: u8| (Key(vec![key].into()), Row::new());
         let rows = [row(1), row(2), row(1)];
         let mut oracle = ClientOracle::default();
         let expected = rows.iter().cloned().collect();

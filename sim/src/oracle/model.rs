@@ -6,18 +6,42 @@
 
 use std::collections::BTreeMap;
 
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use engine::event::Event;
 use engine::meta::catalog::TableDef;
 use engine::region::command::{Command, decode_outcome};
-use engine::types::{ColumnType, Key, Op, RegionId, Sequence, Value, decode_batch, encode_keys};
+use engine::types::{ColumnId, ColumnType, Key, Op, RegionId, Schema, Sequence, Value, decode_batch, encode_keys};
 
-/// The cells of a row, in the order of the table.
-pub type Row = Vec<Value>;
+/// The cells of a row by their columns, which keep their ids when the table is altered.
+pub type Row = BTreeMap<ColumnId, Value>;
+
+/// The row of `schema` with these cells, in the order of its columns.
+pub fn row(schema: &Schema, cells: impl IntoIterator<Item = Value>) -> Row {
+    schema.columns().iter().map(|column| column.id).zip(cells).collect()
+}
+
+/// A row of `rows`, which are whole rows of `schema`.
+pub fn row_at(schema: &Schema, rows: &RecordBatch, number: usize) -> Row {
+    row(schema, rows.columns().iter().map(|column| Value::of_cell(column, number)))
+}
+
+/// Whether two rows, of which one may be of a table as it was before, are the same where both have a column. A number that
+/// was unsigned before its type was widened is the same number.
+pub fn agree(one: &Row, other: &Row) -> bool {
+    let same = |a: &Value, b: &Value| match (a, b) {
+        (Value::Int(a), Value::UInt(b)) | (Value::UInt(b), Value::Int(a)) => u64::try_from(*a) == Ok(*b),
+        (a, b) => a == b,
+    };
+    one.iter().all(|(column, cell)| other.get(column).is_none_or(|known| same(cell, known)))
+}
 
 /// All regions' contents.
 #[derive(Default)]
 pub struct Model {
+    /// As they were when they were heard of.
+    first: BTreeMap<u32, Schema>,
+    /// As they are.
     tables: BTreeMap<u32, TableDef>,
     regions: BTreeMap<RegionId, RegionModel>,
 }
@@ -29,7 +53,9 @@ pub struct RegionModel {
     last: Option<u64>,
     /// Writes whose table is not known yet, in log order.
     waiting: Vec<(Bytes, Bytes, Sequence)>,
-    /// Versions of each key by sequence; none: a tombstone.
+    /// Its schemas, the newest last.
+    schemas: Vec<Schema>,
+    /// Versions of each key by sequence, as rows of the newest schema; none: a tombstone.
     versions: BTreeMap<Key, BTreeMap<Sequence, Option<Row>>>,
     sequence: Sequence,
 }
@@ -38,9 +64,10 @@ impl Model {
     /// A table exists: its regions' commands can be read now.
     pub fn learn(&mut self, table: &TableDef) {
         self.tables.insert(table.id.0, table.clone());
+        let first = self.first.entry(table.id.0).or_insert_with(|| table.schema.clone());
         for (id, region) in &mut self.regions {
             if id.table() == table.id {
-                region.fold(table);
+                region.fold(first);
             }
         }
     }
@@ -62,8 +89,8 @@ impl Model {
         }
         region.last = Some(log_id.index);
         region.waiting.push((command.clone(), outcome.clone(), *sequence));
-        if let Some(table) = self.tables.get(&id.table().0) {
-            region.fold(table);
+        if let Some(first) = self.first.get(&id.table().0) {
+            region.fold(first);
         }
     }
 
@@ -101,32 +128,69 @@ impl RegionModel {
         self.versions.get(key).into_iter().flatten().map(|(sequence, row)| (*sequence, row.as_ref()))
     }
 
-    fn fold(&mut self, table: &TableDef) {
-        let schema = table.schema.to_arrow();
-        let key = table.schema.key();
+    /// The schema of that version, if the region has or had it.
+    pub fn schema(&self, version: u64) -> Option<&Schema> {
+        self.schemas.iter().find(|schema| schema.version == version)
+    }
+
+    /// A row that a replica returned as one of `version`, as the newest version has it.
+    pub fn carried(&self, row: Row, version: u64) -> Row {
+        let later = self.schemas.iter().filter(|schema| schema.version > version);
+        later.fold(row, carried)
+    }
+
+    /// Columns keep their cells by their ids; those that are new have what the schema says of older rows.
+    fn alter(&mut self, schema: Schema) {
+        if self.schemas.last().is_some_and(|newest| newest.version >= schema.version) {
+            return;
+        }
+        for row in self.versions.values_mut().flat_map(BTreeMap::values_mut).flatten() {
+            *row = carried(std::mem::take(row), &schema);
+        }
+        self.schemas.push(schema);
+    }
+
+    fn fold(&mut self, first: &Schema) {
+        if self.schemas.is_empty() {
+            self.schemas.push(first.clone());
+        }
         for (command, outcome, sequence) in std::mem::take(&mut self.waiting) {
             let before = std::mem::replace(&mut self.sequence, sequence);
-            // Refused, or answered from memory: nothing got a sequence.
-            if decode_outcome(&outcome).is_err() || sequence == before {
+            if decode_outcome(&outcome).is_err() {
                 continue;
             }
             let write = match Command::decode(&command) {
+                // Answered from memory: nothing got a sequence.
+                Ok(Command::Write { .. } | Command::Truncate { .. }) if sequence == before => continue,
                 Ok(Command::Write { write, .. }) => write,
                 Ok(Command::Truncate { .. }) => {
                     self.versions.values_mut().for_each(|versions| drop(versions.insert(sequence, None)));
                     continue;
                 }
+                Ok(Command::Alter { schema, .. }) => {
+                    self.alter(*schema);
+                    continue;
+                }
                 Err(_) => continue,
             };
-            let rows = decode_batch(&write.rows, &schema).expect("an applied write has rows of its table");
-            for (number, key) in encode_keys(&rows, &key).into_iter().enumerate() {
+            let schema = self.schemas.last().expect("the first one is there");
+            let rows = decode_batch(&write.rows, &schema.to_arrow()).expect("an applied write has rows of its table");
+            for (number, key) in encode_keys(&rows, &schema.key()).into_iter().enumerate() {
                 let op = write.ops.get(number).map_or(Op::Put, |op| Op::from_byte(*op).expect("an applied op exists"));
-                let cells = || rows.columns().iter().map(|column| Value::of_cell(column, number)).collect();
-                let row = (op == Op::Put).then(cells);
+                let row = (op == Op::Put).then(|| row_at(schema, &rows, number));
                 self.versions.entry(key).or_default().insert(Sequence(before.0 + 1 + number as u64), row);
             }
         }
     }
+}
+
+/// `row`, as `schema` has it.
+fn carried(mut row: Row, schema: &Schema) -> Row {
+    let cell = |column: &engine::types::Column| {
+        let cell = row.remove(&column.id).unwrap_or_else(|| schema.absent(column.id));
+        (column.id, cell.widened(column.column_type))
+    };
+    schema.columns().iter().map(cell).collect()
 }
 
 /// The key types of a table, in key order.

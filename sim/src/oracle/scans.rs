@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use engine::types::{Key, NodeId, RegionId, ReplicaId, Sequence};
 
 use super::Violation;
-use super::model::{Model, Row};
+use super::model::{Model, RegionModel, Row};
 
 pub(super) const NAME: &str = "replicas_scan";
 
@@ -33,6 +33,8 @@ pub struct Scanned {
     pub node: NodeId,
     /// As of which sequence it was read.
     pub sequence: Sequence,
+    /// The version of its columns.
+    pub version: u64,
     /// What was found, in the order in which it came.
     pub rows: Vec<(Key, Row)>,
 }
@@ -43,9 +45,9 @@ impl ScanOracle {
 
     /// Holds what was found against the model.
     pub fn judge(&mut self, model: &Model, scanned: &Scanned) -> Result<(), Violation> {
-        let Scanned { region, replica, node, sequence, rows } = scanned;
-        let expected: BTreeMap<&Key, &Row> =
-            model.region(*region).into_iter().flat_map(|region| region.visible(*sequence)).collect();
+        let Scanned { region, replica, node, sequence, version, rows } = scanned;
+        let model = model.region(*region);
+        let expected: BTreeMap<&Key, &Row> = model.into_iter().flat_map(|region| region.visible(*sequence)).collect();
         if expected.is_empty() && rows.is_empty() {
             return Ok(());
         }
@@ -54,15 +56,16 @@ impl ScanOracle {
             let whose = format!("{replica} of {region} on {node} at {sequence}");
             Err(violation(signature, vec![whose, what, instead]))
         };
-        let mut found: BTreeMap<&Key, &Row> = BTreeMap::new();
+        let mut found: BTreeMap<&Key, Row> = BTreeMap::new();
         for (key, row) in rows {
-            if let Some(before) = found.insert(key, row) {
+            let carried = |region: &RegionModel| region.carried(row.clone(), *version);
+            if let Some(before) = found.insert(key, model.map_or_else(|| row.clone(), carried)) {
                 let once = format!("and before it {before:?}");
                 return wrong("a replica returns a row twice", format!("found {key:?} {row:?}"), once);
             }
         }
         let signature = "a replica's content is not what its log says";
-        if let Some((key, row)) = expected.iter().find(|(key, row)| found.get(*key) != Some(row)) {
+        if let Some((key, row)) = expected.iter().find(|(key, row)| found.get(*key) != Some(**row)) {
             return wrong(signature, format!("expected {key:?} {row:?}"), format!("found {:?}", found.get(key)));
         }
         if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(*key)) {
@@ -97,7 +100,8 @@ mod tests {
             replica: ReplicaId(1),
             node: NodeId(1),
             sequence: Sequence(9),
-            rows: rows.iter().map(|key| (Key(vec![*key].into()), Vec::new())).collect(),
+            version: 1,
+            rows: rows.iter().map(|key| (Key(vec![*key].into()), Row::new())).collect(),
         }
     }
 

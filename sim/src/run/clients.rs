@@ -15,14 +15,14 @@ use engine::frontend::{Output, Session};
 use engine::meta::catalog::TableDef;
 use engine::meta::request::{MetaAnswer, MetaRequest};
 use engine::server::message::{Request, Response};
-use engine::types::{Key, NodeId, RegionId, Sequence, Value, encode_keys};
+use engine::types::{Key, NodeId, RegionId, Sequence, encode_keys};
 use engine::{Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::hub::Hub;
 use crate::cluster::Cluster;
 use crate::oracle::Violation;
-use crate::oracle::model::Row;
+use crate::oracle::model::{Row, row_at};
 use crate::scenario::Load;
 use crate::scenario::sql_type::SqlType;
 
@@ -230,8 +230,7 @@ fn place(model: &crate::oracle::model::Model, table: &TableDef, key: &Key) -> Re
 /// Each row with its key.
 pub fn keyed(table: &TableDef, rows: &RecordBatch) -> Vec<(Key, Row)> {
     let keys = encode_keys(rows, &table.schema.key());
-    let row = |number: usize| rows.columns().iter().map(|column| Value::of_cell(column, number)).collect();
-    keys.into_iter().enumerate().map(|(number, key)| (key, row(number))).collect()
+    keys.into_iter().enumerate().map(|(number, key)| (key, row_at(&table.schema, rows, number))).collect()
 }
 
 /// The columns of the table, in its order and types; what the batch lacks is NULL. A cell that its column cannot hold is

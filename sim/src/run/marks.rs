@@ -42,6 +42,8 @@ marks! {
     WriteRepeated = "a resent write was answered from the session",
     /// It saw rows that another one has changed since.
     WriteConflict = "a write was refused because its rows had changed",
+    /// The frontend makes it anew for the columns that there are.
+    WriteOutdated = "a write met a table that was altered since it was made",
     /// The frontend asked the wrong node.
     StaleRoute = "a stale route was refreshed",
     /// Their outcome is unknown.
@@ -107,6 +109,7 @@ impl Marks {
             }
             Event::WriteRepeated { .. } => self.reached(Mark::WriteRepeated, true),
             Event::WriteConflict { .. } => self.reached(Mark::WriteConflict, true),
+            Event::WriteOutdated { .. } => self.reached(Mark::WriteOutdated, true),
             Event::RouteRefreshed { .. } => self.reached(Mark::StaleRoute, true),
             Event::PeerLost { unanswered, .. } => self.reached(Mark::RequestsCutOff, *unanswered > 0),
             Event::LogOpened { torn_bytes, .. } => self.reached(Mark::TornTail, *torn_bytes > 0),
@@ -216,6 +219,7 @@ mod tests {
             Mark::SnapshotUnderWrites => vec![UnderWrites(installed)],
             Mark::WriteRepeated => one(Event::WriteRepeated { region, replica }),
             Mark::WriteConflict => one(Event::WriteConflict { region, replica, rows: 1 }),
+            Mark::WriteOutdated => one(Event::WriteOutdated { region, replica, version: 1 }),
             Mark::StaleRoute => one(Event::RouteRefreshed { region }),
             Mark::RequestsCutOff => one(Event::PeerLost { peer: N2, unanswered: 1 }),
             Mark::TornTail => one(Event::LogOpened { segments: 1, torn_bytes: 9 }),

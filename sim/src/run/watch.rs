@@ -6,11 +6,11 @@ use std::time::Duration;
 use engine::meta::catalog::TableDef;
 use engine::region::request::{ReplicaStatus, ScanRequest};
 use engine::server::message::{Request, Response};
-use engine::types::{Key, NodeId, RegionId, Sequence, Value, decode_batch, encode_keys};
+use engine::types::{Key, NodeId, RegionId, Sequence, decode_batch, encode_keys};
 
 use super::hub::Hub;
 use crate::cluster::Cluster;
-use crate::oracle::model::Row;
+use crate::oracle::model::{Row, row_at};
 use crate::oracle::{Scanned, images};
 
 /// What looks at one replica waits at most so long for an answer: it may be paused, or its disk may stall.
@@ -65,11 +65,14 @@ async fn compare_at(
     let region = status.region;
     let mut rows: Vec<(Key, Row)> = Vec::new();
     let mut after = None;
-    let schema = table.schema.to_arrow();
+    let version = status.schema_version;
+    let known = hub.state().model.region(region).and_then(|region| region.schema(version).cloned());
+    let table = known.unwrap_or_else(|| table.schema.clone());
+    let schema = table.to_arrow();
     loop {
         let scan = ScanRequest {
-            schema_version: table.schema.version,
-            columns: table.schema.columns().iter().map(|column| column.name.clone()).collect(),
+            schema_version: version,
+            columns: table.columns().iter().map(|column| column.name.clone()).collect(),
             upto: Some(sequence),
             after,
             ..ScanRequest::default()
@@ -80,7 +83,7 @@ async fn compare_at(
                 let violation = hub.state().scans.unreadable(region, node, &format!("{file}: {message}"));
                 return hub.fail(violation);
             }
-            // It is on its way down, waits for a disk, or has compacted that sequence away meanwhile.
+            // It is on its way down, waits for a disk, or has compacted that sequence away or was altered meanwhile.
             _ => return,
         };
         for batch in &page.batches {
@@ -88,9 +91,8 @@ async fn compare_at(
                 let violation = hub.state().scans.unreadable(region, node, "it answers with something else than rows");
                 return hub.fail(violation);
             };
-            for (number, key) in encode_keys(&batch, &table.schema.key()).into_iter().enumerate() {
-                let row = batch.columns().iter().map(|column| Value::of_cell(column, number)).collect();
-                rows.push((key, row));
+            for (number, key) in encode_keys(&batch, &table.key()).into_iter().enumerate() {
+                rows.push((key, row_at(&table, &batch, number)));
             }
         }
         after = page.next;
@@ -98,7 +100,7 @@ async fn compare_at(
             break;
         }
     }
-    let scanned = Scanned { region, replica: status.replica, node, sequence, rows };
+    let scanned = Scanned { region, replica: status.replica, node, sequence, version, rows };
     let judged = {
         let mut state = hub.state();
         let state = &mut *state;

@@ -11,7 +11,7 @@ use engine::{Error, Result};
 
 use super::clients::{Clients, as_rows, keyed};
 use crate::draw::Draws;
-use crate::oracle::model::{Row, key_types};
+use crate::oracle::model::{Row, key_types, row};
 use crate::plan::PlannedWorkload;
 use crate::run::outcome::Outcome;
 use crate::run::steps::{Failed, failed};
@@ -19,6 +19,9 @@ use crate::scenario::WorkloadKind;
 
 /// A statement that is not answered within this time ends the run.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The cells of a row in the order of the table.
+type Cells = Vec<Value>;
 
 /// Runs all clients of `workload` to their end. The error says what stopped one.
 pub async fn run(clients: Clients, workload: PlannedWorkload) -> Result<(), Failed> {
@@ -50,7 +53,7 @@ struct Client {
     /// Keys that it made so far.
     keys: u64,
     /// Rows that it has in the table.
-    held: Vec<Row>,
+    held: Vec<Cells>,
 }
 
 impl Client {
@@ -121,16 +124,16 @@ impl Client {
             }
             1 => {
                 let value = field_cell(table.schema.columns()[column].column_type, self.number * 1_000_000 + op);
-                let mut row = self.held[at].clone();
-                row[column] = value.clone();
+                let mut cells = self.held[at].clone();
+                cells[column] = value.clone();
                 let name = &table.schema.columns()[column].name;
-                let condition = condition(table, &key_values(table, &row));
+                let condition = condition(table, &key_values(table, &cells));
                 let sql = format!("UPDATE {} SET {name} = {} WHERE {condition}", table.name, literal(&value));
                 let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
                 let answer = output.as_ref().map(|_| ()).map_err(Clone::clone);
-                self.clients.told(table, &key_of(table, &row), Some(&row), &answer);
+                self.clients.told(table, &key_of(table, &cells), Some(&row(&table.schema, cells.clone())), &answer);
                 self.one_row(op, output)?;
-                self.held[at] = row;
+                self.held[at] = cells;
             }
             2 => {
                 let row = self.held.swap_remove(at);
@@ -174,7 +177,7 @@ impl Client {
         failed(err, format!("client {}, statement {op}: {err}", self.name))
     }
 
-    fn new_row(&self, table: &TableDef, op: u64) -> Row {
+    fn new_row(&self, table: &TableDef, op: u64) -> Cells {
         let unique = self.number * 1_000_000 + self.keys;
         let cell = |(at, column): (usize, &engine::types::Column)| match table.schema.is_key(at) {
             true => key_cell(column.column_type, self.number, unique),
@@ -209,18 +212,18 @@ impl Client {
     }
 }
 
-fn batch_of(table: &TableDef, row: &Row) -> RecordBatch {
+fn batch_of(table: &TableDef, row: &Cells) -> RecordBatch {
     let schema = table.schema.to_arrow();
     let columns = row.iter().zip(table.schema.columns());
     let columns = columns.map(|(cell, column)| Value::to_array(std::slice::from_ref(cell), column.column_type));
     RecordBatch::try_new(schema, columns.collect()).expect("the cells are of their columns' types")
 }
 
-fn key_values(table: &TableDef, row: &Row) -> Vec<Value> {
+fn key_values(table: &TableDef, row: &Cells) -> Vec<Value> {
     table.schema.key().iter().map(|at| row[*at].clone()).collect()
 }
 
-fn key_of(table: &TableDef, row: &Row) -> Key {
+fn key_of(table: &TableDef, row: &Cells) -> Key {
     encode_key(&key_values(table, row), &key_types(table))
 }
 

@@ -79,6 +79,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("a write was answered from the session", "WriteRepeated"),
     ("a torn tail was cut", "LogOpened with torn_bytes > 0"),
     ("a write was refused because its rows had changed", "WriteConflict"),
+    ("a write met a table that was altered since it was made", "WriteOutdated"),
     ("a flush finished", "FlushFinished"),
     ("a flush failed", "FlushFailed"),
     ("files were compacted", "CompactionFinished"),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::catalog::{CreateTable, PartitionRule};
 use super::{Command, Limits};
-use crate::types::{Column, ColumnId, ColumnType, NodeId, ReplicaId, Schema, SessionId};
+use crate::types::{Alteration, Column, ColumnId, ColumnType, NodeId, Place, ReplicaId, Schema, SessionId, Value};
 
 /// Nodes 1 to `nodes`; up to three of them have a replica of the meta group, with the node's number.
 pub(crate) fn bootstrap(nodes: u64) -> Command {
@@ -38,6 +38,18 @@ pub(crate) fn table(name: &str, regions: u32) -> CreateTable {
         partition: PartitionRule::Hash { columns: vec!["id".to_string()], regions },
         options: BTreeMap::new(),
         if_not_exists: false,
+    }
+}
+
+/// A column that is added to such a table.
+pub(crate) fn added(name: &str) -> Alteration {
+    Alteration::Add {
+        name: name.to_string(),
+        column_type: ColumnType::Int32,
+        nullable: true,
+        default: None,
+        absent: Value::Null,
+        place: Place::Last,
     }
 }
 

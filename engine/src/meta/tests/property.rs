@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{bootstrap_with, table};
+use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::{Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Step, Target};
 use crate::region::request::ReplicaStatus;
@@ -30,6 +30,12 @@ enum Entry {
     },
     Truncate {
         name: u8,
+        request: (u64, u64),
+    },
+    /// Adds a column to what is version `version` of the table.
+    Alter {
+        name: u8,
+        version: u64,
         request: (u64, u64),
     },
     /// Of the `which`-th procedure that ever was; the open things that `mask` has are done.
@@ -58,6 +64,8 @@ fn entry() -> impl Strategy<Value = Entry> {
         2 => (0u8..3, any::<bool>(), request())
             .prop_map(|(name, if_exists, request)| Entry::Drop { name, if_exists, request }),
         2 => (0u8..3, request()).prop_map(|(name, request)| Entry::Truncate { name, request }),
+        3 => (0u8..3, 1u64..4, request())
+            .prop_map(|(name, version, request)| Entry::Alter { name, version, request }),
         8 => (0usize..20, prop_oneof![9 => Just(0u32), 1 => 1u32..3], 1u64..4, any::<u16>(), prop::bool::weighted(0.1))
             .prop_map(|(which, behind, term, mask, refused)| Entry::Advance { which, behind, term, mask, refused }),
         3 => (0usize..50).prop_map(|which| Entry::Again { which }),
@@ -88,7 +96,8 @@ impl Model {
         let request = match command {
             Command::StartCreate { request, .. }
             | Command::StartDrop { request, .. }
-            | Command::StartTruncate { request, .. } => Some(*request),
+            | Command::StartTruncate { request, .. }
+            | Command::StartAlter { request, .. } => Some(*request),
             _ => None,
         };
         match outcome {
@@ -105,7 +114,9 @@ impl Model {
                     assert!(open.iter().all(|replica| *replica > self.replica), "a replica id again");
                     self.table = procedure.table.id;
                     self.replica = *open.last().unwrap();
-                } else if let ProcedureState::Truncating { open } = &procedure.state {
+                } else if let ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } =
+                    &procedure.state
+                {
                     assert_eq!(self.visible.get(&procedure.table.name), Some(&procedure.table.id));
                     assert_eq!(open.len(), procedure.table.regions.len());
                 } else {
@@ -132,6 +143,7 @@ impl Model {
                             assert_eq!(self.visible.insert(table.name.clone(), table.id), None, "a name twice");
                         }
                         Step::Done | Step::Failed => assert!(state.procedure(procedure.id).is_none()),
+                        Step::Altering => panic!("it begins there"),
                         _ => {}
                     }
                 }
@@ -145,6 +157,10 @@ impl Model {
                 assert_eq!(before, state, "{outcome:?} says that nothing was done");
             }
             _ => {}
+        }
+        for table in state.tables() {
+            // One column at each version, and none twice.
+            assert_eq!(table.schema.columns().len() as u64, table.schema.version);
         }
         let visible: BTreeMap<String, TableId> = state.tables().map(|table| (table.name.clone(), table.id)).collect();
         assert_eq!(visible, self.visible);
@@ -169,6 +185,10 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
         }
         Entry::Truncate { name, request: by } => {
             Command::StartTruncate { name: format!("table{name}"), request: request(by) }
+        }
+        Entry::Alter { name, version, request: by } => {
+            let (name, alterations) = (format!("table{name}"), vec![added(&format!("c{version}"))]);
+            Command::StartAlter { name, version, alterations, request: request(by) }
         }
         Entry::Advance { which, behind, term, mask, refused } => {
             let was = model.procedures.get(which % model.procedures.len().max(1))?;

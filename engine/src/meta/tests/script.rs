@@ -5,6 +5,7 @@
 //! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
 //! - `drop NAME by=SESSION.STATEMENT [if_exists]`
 //! - `truncate NAME by=SESSION.STATEMENT`
+//! - `alter NAME version=N (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME) by=SESSION.STATEMENT`
 //! - `advance PROCEDURE (all | refused | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
 //! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
 //! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
@@ -16,11 +17,11 @@ use std::fmt::Write as _;
 
 use goldenscript::{ArgumentConsumer, Context};
 
-use super::{bootstrap_with, table};
+use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid};
 use crate::meta::{Answer, Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target};
 use crate::server::message::Request;
-use crate::types::{ProcedureId, RegionId, ReplicaId, SessionId};
+use crate::types::{Alteration, ProcedureId, RegionId, ReplicaId, SessionId};
 
 #[test]
 fn scripts() {
@@ -70,6 +71,22 @@ impl goldenscript::Runner for Script {
                 let name = args.next_pos().ok_or("truncate what?")?.to_string();
                 let request = request(&mut args)?;
                 self.apply(Command::StartTruncate { name, request })
+            }
+            "alter" => {
+                let name = args.next_pos().ok_or("alter what?")?.to_string();
+                let version = number(&mut args, "version")?.ok_or("version=?")?;
+                let mut alterations = Vec::new();
+                if let Some(name) = args.take_key("add") {
+                    alterations.push(added(name));
+                }
+                if let Some(column) = args.take_key("drop") {
+                    alterations.push(Alteration::Drop { column: column.to_string() });
+                }
+                if let Some((column, to)) = args.take_key("rename").and_then(|names| names.split_once(':')) {
+                    alterations.push(Alteration::Rename { column: column.to_string(), to: to.to_string() });
+                }
+                let request = request(&mut args)?;
+                self.apply(Command::StartAlter { name, version, alterations, request })
             }
             "advance" => {
                 let id = procedure(&mut args)?;
@@ -192,6 +209,10 @@ fn shown_request(request: &Request) -> String {
             let members: Vec<String> = members.iter().map(|(replica, node)| format!("{replica}@{node}")).collect();
             format!("form {region} of {}", members.join(" "))
         }
+        Request::Alter { region, by, schema } => {
+            let version = schema.version;
+            format!("alter {region} to version {version} ({} step {} term {})", by.procedure, by.step, by.term)
+        }
         Request::Status { region: Some(region) } => format!("who leads {region}?"),
         other => format!("{other:?}"),
     }
@@ -220,6 +241,10 @@ fn shown_decision(decision: &Result<Decision, Error>) -> String {
         Ok(Decision::Created(table)) => format!("created {} {:?}", table.id, table.name),
         Ok(Decision::Dropped(existed)) => format!("dropped: {existed}"),
         Ok(Decision::Truncated) => "truncated".to_string(),
+        Ok(Decision::Altered(table)) => {
+            let columns: Vec<&str> = table.schema.columns().iter().map(|column| column.name.as_str()).collect();
+            format!("altered {} to version {}: {}", table.id, table.schema.version, columns.join(" "))
+        }
         Err(error) => format!("error: {error}"),
     }
 }
@@ -260,6 +285,8 @@ fn shown_open(state: &ProcedureState) -> String {
             let missing = if missing.is_empty() { String::new() } else { format!(", later:{}", replicas(missing)) };
             format!("open:{}{missing}", regions(open))
         }
-        ProcedureState::Truncating { open } => format!("open:{}", regions(open)),
+        ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => {
+            format!("open:{}", regions(open))
+        }
     }
 }

@@ -69,6 +69,7 @@ impl Lane {
             | Kind::Flush
             | Kind::Transfer
             | Kind::Truncate
+            | Kind::Alter
             | Kind::Status
             | Kind::Meta => Lane::Request,
         }

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::storage::damaged;
 use crate::storage::rows::{OP_COLUMN, Rows, SEQUENCE_COLUMN, gather};
 use crate::storage::scan::{Filter, Plan, fits};
+use crate::storage::shape::{Shape, position};
 use crate::types::{ColumnType, Key, Op, Schema, Sequence, Value, encode_keys};
 
 /// Bytes that [`verify`] has in memory at once.
@@ -166,7 +167,8 @@ impl Sst {
         let mut spans = Vec::new();
         for (number, group) in self.index.groups.iter().enumerate() {
             let can_hold = |filter: &Filter| {
-                let Some(statistics) = self.statistics.get(&filter.column) else { return true };
+                let at = position(&self.index.schema, &plan.schema, filter.column);
+                let Some(statistics) = at.and_then(|at| self.statistics.get(&at)) else { return true };
                 let (min, max) = &statistics[number];
                 filter.condition.can_hold(min.as_ref(), max.as_ref(), false)
             };
@@ -280,6 +282,7 @@ struct Span {
 pub(crate) struct SstScan {
     sst: Arc<Sst>,
     plan: Arc<Plan>,
+    shape: Shape,
     decoder: Option<ParquetPushDecoder>,
 }
 
@@ -289,13 +292,14 @@ impl SstScan {
         let meta = &sst.meta;
         let (first, last) = (Value::Timestamp(meta.first_time), Value::Timestamp(meta.last_time));
         let in_time = |filter: &Filter| {
-            sst.index.schema.time_index() != Some(filter.column)
+            plan.schema.time_index() != Some(filter.column)
                 || filter.condition.can_hold(Some(&first), Some(&last), false)
         };
         let wanted = meta.first_sequence <= plan.upto
             && plan.range.meets(&meta.first_key, &meta.last_key)
             && plan.key_filters.iter().all(in_time);
-        wanted.then(|| SstScan { sst, plan, decoder: None })
+        let shape = Shape::of(&sst.index.schema, &plan.schema, &plan);
+        wanted.then(|| SstScan { sst, plan, shape, decoder: None })
     }
 
     /// Nothing that comes is less than this key.
@@ -305,14 +309,14 @@ impl SstScan {
 
     /// The next rows; none: that was all.
     pub(crate) async fn next(&mut self) -> Result<Option<Rows>> {
-        let SstScan { sst, plan, decoder } = self;
+        let SstScan { sst, plan, shape, decoder } = self;
         if decoder.is_none() {
             let spans = sst.spans(plan);
-            *decoder = Some(sst.decoder(&plan.read, &spans, plan.batch_rows)?);
+            *decoder = Some(sst.decoder(&shape.read, &spans, plan.batch_rows)?);
         }
         let decoder = decoder.as_mut().expect("it was made just now");
         while let Some(batch) = sst.decode(decoder).await? {
-            let rows = sst.rows(batch, plan)?;
+            let rows = sst.rows(batch, shape, plan)?;
             if !rows.is_empty() {
                 return Ok(Some(rows));
             }
@@ -322,13 +326,14 @@ impl SstScan {
 }
 
 impl Sst {
-    fn rows(&self, batch: RecordBatch, plan: &Plan) -> Result<Rows> {
+    fn rows(&self, batch: RecordBatch, shape: &Shape, plan: &Plan) -> Result<Rows> {
         let broken = |err: arrow::error::ArrowError| unreadable(&self.path, err);
         let (sequences, ops) = self.versions(&batch)?;
         let all: Vec<(usize, usize)> = (0..batch.num_rows()).map(|row| (0, row)).collect();
-        let columns: Vec<usize> = (0..plan.read.len()).collect();
-        // Of the shape that the table has, without the version columns.
-        let batch = gather(&[&batch], &all, &columns, &plan.read_schema).map_err(broken)?;
+        let columns: Vec<usize> = (0..shape.read.len()).collect();
+        // Of the shape that the file's schema has, without the version columns.
+        let read = gather(&[&batch], &all, &columns, &shape.read_schema).map_err(broken)?;
+        let batch = shape.make(read, &ops, plan).map_err(broken)?;
         let mask = plan.key_mask(&batch).map_err(broken)?;
         let keys = encode_keys(&batch, &plan.key);
         let (from, to) = plan.range.within(&keys);
