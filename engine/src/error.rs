@@ -146,7 +146,7 @@ impl From<AlterError> for Error {
             AlterError::UnknownColumn(_) => Invalid::UnknownColumn,
             AlterError::KeyColumn(_) => Invalid::KeyChange,
             AlterError::NothingForOldRows(_) => Invalid::NotNull,
-            AlterError::Narrower { .. } => Invalid::WrongType,
+            AlterError::Narrower { .. } | AlterError::Default { .. } => Invalid::WrongType,
             AlterError::Schema(SchemaError::DuplicateColumn(_)) => Invalid::DuplicateColumn,
             AlterError::Schema(_) => Invalid::Schema,
         };
@@ -169,14 +169,14 @@ impl Error {
     /// | `unknown_option` | a table cannot be created with such an option |
     /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
     /// | `duplicate_column` | a column is defined or given twice |
-    /// | `wrong_type` | a value is of another type; CAST it |
+    /// | `wrong_type` | a value is of another type; CAST it. Or an ALTER to a type that does not hold every value |
     /// | `out_of_range` | a value is of the right type and does not fit, or a computation overflows |
     /// | `not_null` | NULL where the column is NOT NULL |
     /// | `missing_key` | a row without a value for a key column, or a table without a key |
     /// | `partition_gap` | some rows would belong to no partition; the message has an example |
     /// | `partition_overlap` | some rows would belong to two partitions; the message has an example |
     /// | `partition_rule` | a partition expression is not of the form that the message names |
-    /// | `key_change` | an UPDATE of a key column; DELETE the row and INSERT another |
+    /// | `key_change` | an UPDATE or ALTER of a key column; DELETE the row and INSERT another |
     /// | `option` | an option has no legal value; the message has the range |
     /// | `schema` | the definition of a table contradicts itself |
     /// | `plan` | the query makes no sense; the message says why |

@@ -72,6 +72,10 @@ impl Session {
                 Err(Error::SchemaChanged { .. }) => {
                     self.frontend().routes().forget(&change.table);
                     let again = self.frontend().resolve(change, deadline).await;
+                    let again = again.and_then(|again| match again.table.id == resolved.table.id {
+                        true => Ok(again),
+                        false => Err(super::write::another_table(&change.table)),
+                    });
                     resolved = again.map_err(|err| written.failed(err, false))?;
                     continue;
                 }

@@ -11,9 +11,9 @@ use super::deadline::Deadline;
 use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
-use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::options::Options;
-use crate::region::request::ReplicaStatus;
+use crate::region::request::{ReplicaStatus, SstStatus};
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
@@ -120,6 +120,23 @@ impl Routes {
     pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Deadline) -> Answer<Response> {
         let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
         self.group(region.id, &nodes, request, deadline).await
+    }
+
+    /// The procedures that have not ended.
+    pub async fn procedures(&self, deadline: Deadline) -> Result<Vec<ProcedureStatus>> {
+        match self.meta(MetaRequest::Procedures, deadline).await.result? {
+            MetaAnswer::Procedures(procedures) => Ok(procedures),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Asks `node` once for the files of its replicas.
+    pub async fn files(&self, node: NodeId, deadline: Deadline) -> Result<Vec<SstStatus>> {
+        let within = self.within(deadline);
+        match self.router.call(node, Request::Files, within).await? {
+            Response::Files(files) => Ok(files),
+            other => Err(mismatch(&other)),
+        }
     }
 
     /// Asks `node` once for the states of its replicas.

@@ -105,6 +105,8 @@ impl Session {
                 }
             }
             Statement::AlterTable(alter) => {
+                // What is done already is done of the table as it is.
+                self.frontend.routes().forget(&alter.name);
                 let table = self.frontend.routes().table(&alter.name, deadline).await?;
                 let now = self.frontend.shared.clock.now();
                 let alterations = alter.resolve(&table.schema, &self.frontend.planner().evaluator(now))?;
@@ -112,8 +114,8 @@ impl Session {
                     return Ok(Output::Done);
                 }
                 let open = self.begin(deadline).await?;
-                let (name, version) = (alter.name.clone(), table.schema.version);
-                let request = MetaRequest::AlterTable { name, version, alterations, request: open.name() };
+                let (name, of) = (alter.name.clone(), (table.id, table.schema.version));
+                let request = MetaRequest::AlterTable { name, of, alterations, request: open.name() };
                 match self.meta(request, deadline).await? {
                     MetaAnswer::Altered(table) => self.frontend.routes().remember(Arc::new(table)),
                     other => return Err(mismatch(&other)),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use datafusion::datasource::{MemTable, TableProvider};
 use futures::future::join_all;
@@ -12,12 +12,13 @@ use super::deadline::Deadline;
 use super::{Frontend, Output};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
-use crate::region::request::ReplicaStatus;
+use crate::meta::request::ProcedureStatus;
+use crate::region::request::{ReplicaStatus, SstStatus};
 use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
 use crate::types::{NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 2] = ["tables", "regions"];
+const TABLES: [&str; 4] = ["tables", "regions", "ssts", "jobs"];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -32,6 +33,8 @@ impl Frontend {
         let (schema, batch) = match name {
             "tables" => tables(&self.routes().tables(deadline).await?)?,
             "regions" => self.regions(deadline).await?,
+            "ssts" => self.ssts(deadline).await?,
+            "jobs" => jobs(&self.routes().procedures(deadline).await?)?,
             _ => {
                 let message = format!("there is no table sys.{name}{}", suggest(name, TABLES));
                 return Err(Error::invalid(Invalid::UnknownTable, message));
@@ -91,6 +94,68 @@ impl Frontend {
             ("schema_version", true, column(|state| state.schema_version)),
         ])
     }
+
+    /// One row for each file of each replica; without a file for a replica whose node did not answer.
+    async fn ssts(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
+        let tables = self.routes().tables(deadline).await?;
+        let mut nodes: BTreeMap<NodeId, BTreeSet<(RegionId, ReplicaId)>> = BTreeMap::new();
+        for region in tables.iter().flat_map(|table| &table.regions) {
+            for (replica, node) in &region.replicas {
+                nodes.entry(*node).or_default().insert((region.id, *replica));
+            }
+        }
+        let asked = nodes.keys().map(|node| self.routes().files(*node, deadline));
+        let answers = join_all(asked).await;
+        let mut files: Vec<(RegionId, ReplicaId, NodeId, Option<SstStatus>)> = Vec::new();
+        for ((node, replicas), answer) in nodes.iter().zip(answers) {
+            match answer {
+                Ok(answer) => {
+                    files.extend(answer.into_iter().map(|file| (file.region, file.replica, file.node, Some(file))));
+                }
+                Err(_) => files.extend(replicas.iter().map(|(region, replica)| (*region, *replica, *node, None))),
+            }
+        }
+        files.sort_by(|(region, replica, _, file), (other_region, other, _, other_file)| {
+            let name = |file: &Option<SstStatus>| file.as_ref().map(|file| (file.file.len(), file.file.clone()));
+            (region, replica, name(file)).cmp(&(other_region, other, name(other_file)))
+        });
+        let name = |region: RegionId| {
+            let table = tables.iter().find(|table| table.id == region.table());
+            table.map(|table| table.name.clone())
+        };
+        let column = |value: fn(&SstStatus) -> u64| -> ArrayRef {
+            Arc::new(files.iter().map(|(.., file)| file.as_ref().map(value)).collect::<UInt64Array>())
+        };
+        let time = |value: fn((i64, i64)) -> i64| -> ArrayRef {
+            Arc::new(files.iter().map(|(.., file)| file.as_ref()?.times.map(value)).collect::<Int64Array>())
+        };
+        batch(vec![
+            ("region", false, texts(files.iter().map(|(region, ..)| Some(region.to_string())))),
+            ("table_name", true, texts(files.iter().map(|(region, ..)| name(*region)))),
+            ("replica", false, Arc::new(UInt64Array::from_iter_values(files.iter().map(|(_, replica, ..)| replica.0)))),
+            ("node", false, Arc::new(UInt64Array::from_iter_values(files.iter().map(|(_, _, node, _)| node.0)))),
+            ("file", true, texts(files.iter().map(|(.., file)| Some(file.as_ref()?.file.clone())))),
+            ("level", true, column(|file| u64::from(file.level))),
+            ("rows", true, column(|file| file.rows)),
+            ("bytes", true, column(|file| file.bytes)),
+            ("first_sequence", true, column(|file| file.first_sequence.0)),
+            ("last_sequence", true, column(|file| file.last_sequence.0)),
+            ("first_time", true, time(|(first, _)| first)),
+            ("last_time", true, time(|(_, last)| last)),
+            ("schema_version", true, column(|file| file.schema_version)),
+        ])
+    }
+}
+
+fn jobs(procedures: &[ProcedureStatus]) -> Result<(SchemaRef, RecordBatch)> {
+    let text = |value: fn(&ProcedureStatus) -> &String| texts(procedures.iter().map(|one| Some(value(one).clone())));
+    batch(vec![
+        ("job", false, Arc::new(UInt64Array::from_iter_values(procedures.iter().map(|one| one.id.0)))),
+        ("kind", false, text(|one| &one.kind)),
+        ("table_name", false, text(|one| &one.table)),
+        ("step", false, text(|one| &one.step)),
+        ("open", false, Arc::new(UInt64Array::from_iter_values(procedures.iter().map(|one| one.open)))),
+    ])
 }
 
 /// A replica, by what the catalog and its node say.

@@ -17,14 +17,15 @@ use crate::clock::Clock;
 use crate::error::{Error, Invalid, Result};
 use crate::event::{Event, Events, Listen};
 use crate::meta::catalog::{CreateTable, PartitionRule, RegionDef, TableDef};
-use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::options::Options;
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
+use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};
 use crate::types::{
-    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, RegionId, ReplicaId,
-    RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch, encode_keys,
+    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, ProcedureId, RegionId,
+    ReplicaId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch,
+    encode_keys,
 };
 
 /// The nodes of the cluster.
@@ -315,8 +316,8 @@ impl State {
             Request::Meta(MetaRequest::CreateTable { table, .. }) => format!("create {}", table.name),
             Request::Meta(MetaRequest::DropTable { name, .. }) => format!("drop {name}"),
             Request::Meta(MetaRequest::TruncateTable { name, .. }) => format!("truncate {name}"),
-            Request::Meta(MetaRequest::AlterTable { name, version, alterations, .. }) => {
-                format!("alter {name} at {version}: {alterations:?}")
+            Request::Meta(MetaRequest::AlterTable { name, of, alterations, .. }) => {
+                format!("alter {name} at {}.{}: {alterations:?}", of.0, of.1)
             }
             Request::Meta(MetaRequest::Table { name }) => format!("table {name}"),
             Request::Meta(MetaRequest::Tables) => "tables".to_string(),
@@ -357,6 +358,12 @@ impl State {
                 self.regions[&region].scan(&table, scan).map(Response::Scan)
             }
             Request::Status { .. } => Ok(Response::Status(self.status(node))),
+            Request::Files => Ok(Response::Files(self.files(node))),
+            Request::Transfer { region, to } => {
+                self.check_leader(node, region)?;
+                self.regions.get_mut(&region).expect("it has a leader").leader = NodeId(to.0);
+                Ok(Response::Done)
+            }
             Request::Flush { region } | Request::Compact { region } => {
                 self.table(region)?;
                 Ok(Response::Done)
@@ -392,11 +399,11 @@ impl State {
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }
-            MetaRequest::AlterTable { name, version, alterations, request } => {
+            MetaRequest::AlterTable { name, of, alterations, request } => {
                 if let Some(answer) = self.catalog_requests.get(&request) {
                     return answer.clone();
                 }
-                let answer = self.alter(&name, version, &alterations);
+                let answer = self.alter(&name, of, &alterations);
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }
@@ -431,6 +438,13 @@ impl State {
                 answer
             }
             MetaRequest::Table { name } => Ok(MetaAnswer::Table(self.tables.get(&name).cloned())),
+            MetaRequest::Procedures => Ok(MetaAnswer::Procedures(vec![ProcedureStatus {
+                id: ProcedureId(7),
+                kind: "truncate_table".into(),
+                table: "b".into(),
+                step: "truncating".into(),
+                open: 2,
+            }])),
             MetaRequest::Tables => Ok(MetaAnswer::Tables(self.tables.values().cloned().collect())),
             MetaRequest::OpenSession => {
                 self.last_session += 1;
@@ -439,10 +453,12 @@ impl State {
         }
     }
 
-    fn alter(&mut self, name: &str, version: u64, alterations: &[Alteration]) -> Result<MetaAnswer> {
+    fn alter(&mut self, name: &str, of: (TableId, u64), alterations: &[Alteration]) -> Result<MetaAnswer> {
         let unknown = || Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"));
         let table = self.tables.get_mut(name).ok_or_else(unknown)?;
-        check_version(table, RegionId::META, version)?;
+        if of != (table.id, table.schema.version) {
+            return Err(Error::SchemaChanged { region: RegionId::META, version: table.schema.version });
+        }
         let altered = table.schema.altered(alterations)?;
         table.partition = table.partition.renamed(&table.schema, &altered);
         let was = std::mem::replace(&mut table.schema, altered);
@@ -463,7 +479,7 @@ impl State {
             absent: Value::Int(7),
             place: Place::First,
         };
-        self.alter(&table.name, table.schema.version, &[added]).expect("the column can be added");
+        self.alter(&table.name, (table.id, table.schema.version), &[added]).expect("the column can be added");
     }
 
     fn create(&mut self, table: CreateTable) -> Result<MetaAnswer> {
@@ -509,6 +525,25 @@ impl State {
         let result = check_version(&table, id, write.schema_version).and_then(|()| region.apply(&table, &write));
         region.results.insert(request, result.clone());
         result
+    }
+
+    /// One file a region with rows, on its leader.
+    fn files(&self, node: NodeId) -> Vec<SstStatus> {
+        let led = self.regions.iter().filter(|(_, region)| region.leader == node && !region.rows.is_empty());
+        let status = |(id, region): (&RegionId, &Region)| SstStatus {
+            region: *id,
+            replica: ReplicaId(node.0),
+            node,
+            file: format!("f{}", id.number()),
+            level: 0,
+            rows: region.rows.len() as u64,
+            bytes: 100,
+            first_sequence: Sequence(1),
+            last_sequence: Sequence(region.sequence),
+            times: None,
+            schema_version: 1,
+        };
+        led.map(status).collect()
     }
 
     fn status(&self, node: NodeId) -> Vec<ReplicaStatus> {

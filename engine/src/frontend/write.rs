@@ -48,14 +48,14 @@ struct Chunk {
     encoded: Bytes,
 }
 
-/// What became of the chunks of one region.
-#[derive(Default)]
-struct Part {
+/// The rows of a statement that belong to one region, and what became of them.
+struct Part<'a> {
+    region: &'a RegionDef,
     rows: u64,
-    /// Those that were written.
+    /// Pieces that were written.
     chunks: usize,
-    /// Those that were not.
-    left: usize,
+    /// Those that were not, yet.
+    left: VecDeque<Chunk>,
     conflicts: BTreeSet<Key>,
     failure: Option<Error>,
 }
@@ -80,29 +80,49 @@ impl Frontend {
                 (expected, _) => expected.clone(),
             };
             let region = &table.regions[share.region];
-            let chunks = self.chunks(Images { rows: share.rows, op: images.op, expected })?;
-            parts.push((region, chunks));
+            let left = self.chunks(Images { rows: share.rows, op: images.op, expected })?;
+            parts.push(Part { region, rows: 0, chunks: 0, left, conflicts: BTreeSet::new(), failure: None });
         }
-        let parts = parts.into_iter().map(|(region, chunks)| async move {
-            (region.id, self.write_region(open, table, region, chunks, deadline).await)
-        });
+        let mut table = Cow::Borrowed(table);
+        loop {
+            let now = &table;
+            let sent = parts.into_iter().map(|part| self.write_part(open, now, part, deadline));
+            parts = join_all(sent).await;
+            let Some(version) = parts.iter().filter_map(Part::outdated).max() else { break };
+            // A statement of which nothing is written is planned anew, by the names and defaults that there are now. Of one
+            // that is begun the rest is written as what its rows are by now: it and the ALTER were under way at the same time.
+            let is_open = |failure: &Error| failure.may_have_applied();
+            let is_begun = |part: &Part| part.rows > 0 || part.failure.as_ref().is_some_and(is_open);
+            if written.regions.is_empty() && !parts.iter().any(is_begun) {
+                break;
+            }
+            let altered = self.altered(&table, version, deadline).await;
+            for part in parts.iter_mut().filter(|part| part.outdated().is_some()) {
+                part.failure = match &altered {
+                    Ok(altered) => self.recut(&mut part.left, &table, altered).err(),
+                    Err(err) => Some(err.clone()),
+                };
+            }
+            match altered {
+                Ok(altered) => table = Cow::Owned(altered),
+                Err(_) => break,
+            }
+        }
         let mut failures = Vec::new();
         let mut in_part = false;
-        for (region, part) in join_all(parts).await {
+        for part in parts {
             written.rows += part.rows;
             written.conflicts.extend(part.conflicts);
             match part.failure {
                 None if part.rows > 0 => {
-                    written.regions.insert(region);
+                    written.regions.insert(part.region.id);
                 }
                 None => {}
                 Some(failure) if part.chunks > 0 => {
                     in_part = true;
-                    let message = format!(
-                        "region {region} has {} of {} pieces, not the rest: {failure}",
-                        part.chunks,
-                        part.chunks + part.left
-                    );
+                    let (region, all) = (part.region.id, part.chunks + part.left.len());
+                    let message =
+                        format!("region {region} has {} of {all} pieces, not the rest: {failure}", part.chunks);
                     failures.push(Error::Unknown { message });
                 }
                 Some(failure) => failures.push(failure),
@@ -117,19 +137,19 @@ impl Frontend {
     }
 
     /// Cuts rows into pieces that the options and a frame allow.
-    fn chunks(&self, images: Images) -> Result<Vec<Chunk>> {
+    fn chunks(&self, images: Images) -> Result<VecDeque<Chunk>> {
         let rows = images.rows.num_rows();
         let most = usize::try_from(self.options().write_batch_rows).unwrap_or(usize::MAX).max(1);
         // Room for the rest of the frame: ids, ops, expected sequences.
         let room = (self.options().rpc_frame_bytes / 2) as usize;
         let mut todo: Vec<(usize, usize)> =
             (0..rows).step_by(most).map(|start| (start, most.min(rows - start))).rev().collect();
-        let mut chunks = Vec::with_capacity(todo.len());
+        let mut chunks = VecDeque::with_capacity(todo.len());
         while let Some((start, len)) = todo.pop() {
             let images = images.slice(start, len);
             let encoded = encode_batch(&images.rows);
             if encoded.len() <= room {
-                chunks.push(Chunk { images, encoded });
+                chunks.push_back(Chunk { images, encoded });
             } else if len > 1 {
                 todo.push((start + len / 2, len - len / 2));
                 todo.push((start, len / 2));
@@ -141,48 +161,35 @@ impl Frontend {
         Ok(chunks)
     }
 
-    /// One after the other: of two rows with one key the later must win.
-    async fn write_region(
+    /// Writes what is left of `part`, one piece after the other: of two rows with one key the later must win.
+    async fn write_part<'a>(
         &self,
         open: &OpenStatement,
         table: &TableDef,
-        region: &RegionDef,
-        chunks: Vec<Chunk>,
+        mut part: Part<'a>,
         deadline: Deadline,
-    ) -> Part {
-        let mut part = Part::default();
-        part.failure = self.write_chunks(open, table, region, chunks, &mut part, deadline).await.err();
+    ) -> Part<'a> {
+        while part.failure.is_none()
+            && let Some(mut chunk) = part.left.pop_front()
+        {
+            match self.write_chunk(open, table, &mut chunk, &mut part, deadline).await {
+                Ok(()) => part.chunks += 1,
+                Err(failure) => {
+                    part.failure = Some(failure);
+                    part.left.push_front(chunk);
+                }
+            }
+        }
         part
     }
 
-    async fn write_chunks(
-        &self,
-        open: &OpenStatement,
-        table: &TableDef,
-        region: &RegionDef,
-        chunks: Vec<Chunk>,
-        part: &mut Part,
-        deadline: Deadline,
-    ) -> Result<()> {
-        let mut table = Cow::Borrowed(table);
-        let mut chunks = VecDeque::from(chunks);
-        while let Some(mut chunk) = chunks.pop_front() {
-            part.left = chunks.len() + 1;
-            match self.write_chunk(open, &table, region, &mut chunk, part, deadline).await {
-                Ok(()) => (part.chunks, part.left) = (part.chunks + 1, part.left - 1),
-                // Other parts of the statement may be written: it goes on with what the rows are now.
-                Err(Error::SchemaChanged { version, .. }) => {
-                    let altered = self.altered(&table, version, deadline).await?;
-                    let mut recut = VecDeque::new();
-                    for chunk in std::iter::once(chunk).chain(chunks) {
-                        recut.extend(self.chunks(self.reshaped(chunk.images, &table, &altered)?)?);
-                    }
-                    chunks = recut;
-                    table = Cow::Owned(altered);
-                }
-                Err(err) => return Err(err),
-            }
+    /// What is `left`, as rows of the table as it is.
+    fn recut(&self, left: &mut VecDeque<Chunk>, was: &TableDef, is: &TableDef) -> Result<()> {
+        let mut recut = VecDeque::new();
+        for chunk in left.iter() {
+            recut.extend(self.chunks(self.reshaped(&chunk.images, was, is)?)?);
         }
+        *left = recut;
         Ok(())
     }
 
@@ -191,11 +198,11 @@ impl Frontend {
         &self,
         open: &OpenStatement,
         table: &TableDef,
-        region: &RegionDef,
         chunk: &mut Chunk,
-        part: &mut Part,
+        part: &mut Part<'_>,
         deadline: Deadline,
     ) -> Result<()> {
+        let region = part.region;
         loop {
             let rows = match self.send(open, table, region, chunk, deadline).await {
                 Ok(answer) => {
@@ -233,8 +240,7 @@ impl Frontend {
             self.routes().forget(&table.name);
             let now = self.routes().table(&table.name, deadline).await?;
             if now.id != table.id {
-                let message = format!("table {:?} is another one by now", table.name);
-                return Err(Error::invalid(Invalid::UnknownTable, message));
+                return Err(another_table(&table.name));
             }
             if now.schema.version >= version {
                 return Ok(TableDef::clone(&now));
@@ -248,7 +254,7 @@ impl Frontend {
 
     /// Rows of the table as it was, as rows of the table as it is: columns are the same by id. A column that is new has its
     /// default, or in the image of a row that was there what that row reads in it.
-    fn reshaped(&self, images: Images, was: &TableDef, is: &TableDef) -> Result<Images> {
+    fn reshaped(&self, images: &Images, was: &TableDef, is: &TableDef) -> Result<Images> {
         let evaluator = self.planner().evaluator(self.shared.clock.now());
         let rows = images.rows.num_rows();
         let column = |column: &Column| -> Result<ArrayRef> {
@@ -266,7 +272,7 @@ impl Frontend {
         let columns = is.schema.columns().iter().map(column).collect::<Result<_>>()?;
         let rows = RecordBatch::try_new(is.schema.to_arrow(), columns)
             .map_err(|err| Error::invalid(Invalid::Evaluation, err.to_string()))?;
-        Ok(Images { rows, ..images })
+        Ok(Images { rows, op: images.op, expected: images.expected.clone() })
     }
 
     /// Sends one write until there is an answer.
@@ -312,6 +318,21 @@ impl Frontend {
                 Err(Error::SessionExpired { .. }) => id = open.renamed(id, deadline).await?,
                 Err(err) => return Err(err),
             }
+        }
+    }
+}
+
+/// The table of a statement was dropped, and there is another one of its name.
+pub(super) fn another_table(name: &str) -> Error {
+    Error::invalid(Invalid::UnknownTable, format!("table {name:?} is another one by now"))
+}
+
+impl Part<'_> {
+    /// The version of the table that refused what was made for an earlier one.
+    fn outdated(&self) -> Option<u64> {
+        match &self.failure {
+            Some(Error::SchemaChanged { version, .. }) => Some(*version),
+            _ => None,
         }
     }
 }

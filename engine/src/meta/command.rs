@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{CreateTable, TableDef};
 use crate::error::{Error, Result};
 use crate::options::Options;
-use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
 
 /// Names a statement: a session, and which statement of it.
 pub type StatementId = (SessionId, u64);
@@ -48,8 +48,8 @@ pub enum Command {
     StartAlter {
         /// Its name.
         name: String,
-        /// The version of the schema that the changes are meant of: of another one nothing is changed.
-        version: u64,
+        /// The table, and the version of its schema, that the changes are meant of: of another one nothing is changed.
+        of: (TableId, u64),
         /// The changes, in order.
         alterations: Vec<Alteration>,
         /// Names the statement.

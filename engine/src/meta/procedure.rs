@@ -361,17 +361,17 @@ impl ProcedureState {
         !self.is_decided() && !self.is_of_rows()
     }
 
-    /// Whether nothing at all is open.
-    pub fn is_through(&self) -> bool {
+    /// How many replicas or regions are open: none, and it is through.
+    pub fn open(&self) -> usize {
         match self {
             ProcedureState::Prepared { open }
             | ProcedureState::Published { open }
             | ProcedureState::Undoing { open, .. }
-            | ProcedureState::Unpublished { open } => open.is_empty(),
+            | ProcedureState::Unpublished { open } => open.len(),
             ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
-                missing.is_empty() && open.is_empty()
+                missing.len() + open.len()
             }
-            ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.is_empty(),
+            ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.len(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, TableDef};
-use crate::types::{Alteration, SessionId};
+use crate::types::{Alteration, ProcedureId, SessionId, TableId};
 
 /// A request to the leader of the meta group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +31,8 @@ pub enum MetaRequest {
     AlterTable {
         /// Its name.
         name: String,
-        /// The version of the schema that the changes are meant of: of another one nothing is changed.
-        version: u64,
+        /// The table, and the version of its schema, that the changes are meant of: of another one nothing is changed.
+        of: (TableId, u64),
         /// The changes, in order.
         alterations: Vec<Alteration>,
         /// Names the statement.
@@ -52,8 +52,25 @@ pub enum MetaRequest {
     },
     /// All tables, by name, linearizably.
     Tables,
+    /// The procedures that have not ended, linearizably.
+    Procedures,
     /// A session id that was never given out.
     OpenSession,
+}
+
+/// A procedure that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcedureStatus {
+    /// The procedure.
+    pub id: ProcedureId,
+    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`.
+    pub kind: String,
+    /// The table's name.
+    pub table: String,
+    /// The step that it is at.
+    pub step: String,
+    /// Replicas or regions that have not done it yet.
+    pub open: u64,
 }
 
 /// The answer of meta.
@@ -69,6 +86,8 @@ pub enum MetaAnswer {
     Altered(TableDef),
     /// To `Table`.
     Table(Option<TableDef>),
+    /// To `Procedures`, by id.
+    Procedures(Vec<ProcedureStatus>),
     /// To `Tables`.
     Tables(Vec<TableDef>),
     /// To `OpenSession`.

@@ -10,7 +10,8 @@ use tokio::time::timeout;
 use super::Group;
 use super::command::{Command, Decision, Limits, Outcome, StatementId};
 use super::machine::Machine;
-use super::request::{MetaAnswer, MetaRequest};
+use super::procedure::Procedure;
+use super::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use super::state::Answer;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -64,8 +65,8 @@ impl Service {
                 let command = Command::StartDrop { name, if_exists, request };
                 self.statement(command, request, "drop_table", within).await
             }
-            MetaRequest::AlterTable { name, version, alterations, request } => {
-                let command = Command::StartAlter { name, version, alterations, request };
+            MetaRequest::AlterTable { name, of, alterations, request } => {
+                let command = Command::StartAlter { name, of, alterations, request };
                 self.statement(command, request, "alter_table", within).await
             }
             MetaRequest::TruncateTable { name, request } => {
@@ -79,6 +80,17 @@ impl Service {
             MetaRequest::Tables => {
                 self.caught_up(within).await?;
                 Ok(MetaAnswer::Tables(self.machine.read(|state| state.tables().cloned().collect())))
+            }
+            MetaRequest::Procedures => {
+                self.caught_up(within).await?;
+                let status = |procedure: &Procedure| ProcedureStatus {
+                    id: procedure.id,
+                    kind: procedure.kind().to_string(),
+                    table: procedure.table.name.clone(),
+                    step: procedure.state.step().name().to_string(),
+                    open: procedure.state.open() as u64,
+                };
+                Ok(MetaAnswer::Procedures(self.machine.read(|state| state.procedures().map(status).collect())))
             }
             MetaRequest::OpenSession => {
                 let outcome = timeout(within, self.propose(Command::OpenSession)).await;

@@ -141,9 +141,9 @@ impl MetaState {
             Command::StartDrop { name, if_exists, request } => {
                 self.statement(Verb::Drop, name.clone(), request, |state| state.start_drop(&name, if_exists, request))
             }
-            Command::StartAlter { name, version, alterations, request } => {
+            Command::StartAlter { name, of, alterations, request } => {
                 self.statement(Verb::Alter, name.clone(), request, |state| {
-                    state.start_alter(&name, version, &alterations, request)
+                    state.start_alter(&name, of, &alterations, request)
                 })
             }
             Command::StartTruncate { name, request } => {
@@ -329,9 +329,15 @@ impl MetaState {
         self.start_of_rows(name, request, |_, open| Ok(ProcedureState::Truncating { open }))
     }
 
-    fn start_alter(&mut self, name: &str, version: u64, alterations: &[Alteration], request: StatementId) -> Started {
+    fn start_alter(
+        &mut self,
+        name: &str,
+        of: (TableId, u64),
+        alterations: &[Alteration],
+        request: StatementId,
+    ) -> Started {
         self.start_of_rows(name, request, |table, open| {
-            if table.schema.version != version {
+            if (table.id, table.schema.version) != of {
                 return Err(Error::SchemaChanged { region: RegionId::META, version: table.schema.version });
             }
             let schema = table.schema.altered(alterations).map_err(Error::from)?;
@@ -388,7 +394,7 @@ impl MetaState {
                 procedure.state = state;
                 let procedure = procedure.clone();
                 self.decide(&procedure);
-                if procedure.state.is_through() {
+                if procedure.state.open() == 0 {
                     reached.push(procedure.state.end());
                     self.end(id);
                 }
@@ -544,7 +550,7 @@ impl MetaState {
         let mut locks = BTreeMap::new();
         for (id, procedure) in &self.procedures {
             assert_eq!(*id, procedure.id);
-            assert!(!procedure.state.is_through(), "{procedure:?} has nothing to do");
+            assert!(procedure.state.open() > 0, "{procedure:?} has nothing to do");
             let of_rows = procedure.state.is_of_rows();
             let lock = if of_rows { Lock::Rows } else { Lock::Table };
             assert_eq!(locks.insert(lock(procedure.table.id), *id), None, "two at a time");

@@ -154,6 +154,9 @@ impl Group {
             return Err(Error::NotLeader { region: self.region, hint: leader });
         }
         let (region, from) = (self.region, self.replica);
+        if to == from {
+            return Ok(());
+        }
         self.events.emit(|| Event::TransferStarted { region, from, to });
         self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
     }

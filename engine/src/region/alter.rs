@@ -28,6 +28,8 @@ impl Region {
             encode_outcome(&Ok(WriteAnswer { rows: 0, sequence: state.side.sequence }))
         });
         if is_done {
+            // A memtable was frozen.
+            self.full.notify_one();
             let (region, replica) = (self.id, self.spec.replica);
             self.spec.events.emit(|| Event::VersionSwapped { region, replica, why: "alter".into() });
         }

@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 
 use self::compact::{Compacting, Horizon};
 use self::files::{FileIds, Files, Retired};
-use self::request::ReplicaStatus;
+use self::request::{ReplicaStatus, SstStatus};
 use self::side::Side;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ use crate::event::{Event, Events};
 use crate::meta::catalog::TableDef;
 use crate::options::Options;
 use crate::storage::manifest::{Manifest, Past};
-use crate::storage::sst::Sst;
+use crate::storage::sst::{FileMeta, Sst};
 use crate::storage::version::Version;
 use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
@@ -221,6 +221,24 @@ impl Region {
             sst_bytes: version.sst_bytes(),
             schema_version: version.schema.version,
         }
+    }
+
+    /// The replica's files; the node is filled in by the caller.
+    pub fn ssts(&self) -> Vec<SstStatus> {
+        let status = |file: &FileMeta| SstStatus {
+            region: self.id,
+            replica: self.spec.replica,
+            node: NodeId::default(),
+            file: file.id.to_string(),
+            level: file.level,
+            rows: file.rows,
+            bytes: file.bytes,
+            first_sequence: file.first_sequence,
+            last_sequence: file.last_sequence,
+            times: file.times(),
+            schema_version: file.schema_version,
+        };
+        self.version().ssts.values().map(|sst| status(sst.meta())).collect()
     }
 
     /// Ends the workers and whatever else changes files, at points where nothing is half done: afterwards the folder may be

@@ -68,7 +68,7 @@ pub struct ScanAnswer {
 }
 
 /// What a replica says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
     /// The group.
     pub region: RegionId,
@@ -99,5 +99,32 @@ pub struct ReplicaStatus {
     /// Bytes of SSTs.
     pub sst_bytes: u64,
     /// Version of the schema.
+    pub schema_version: u64,
+}
+
+/// A file of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SstStatus {
+    /// The group.
+    pub region: RegionId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+    /// Its name there.
+    pub file: String,
+    /// 0: flushed; compaction gives others.
+    pub level: u8,
+    /// Versions in it.
+    pub rows: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// The oldest version in it.
+    pub first_sequence: Sequence,
+    /// The newest version in it.
+    pub last_sequence: Sequence,
+    /// The earliest and the latest time in it, in the unit of the TIME INDEX, if there is one.
+    pub times: Option<(i64, i64)>,
+    /// The version of the schema that it was written with.
     pub schema_version: u64,
 }

@@ -403,3 +403,27 @@ async fn alter(region: &Region, index: u64, by: u64, schema: &Schema) {
     let command = Command::Alter { by: ProcedureId(by), schema: Box::new(schema.clone()) }.encode();
     region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_snapshot_brings_the_columns_of_its_rows() {
+    use crate::types::Alteration;
+    let renamed = Alteration::Rename { column: "a".into(), to: "b".into() };
+    let second = table().schema.altered(&[renamed]).unwrap();
+    let disk = MemoryDisk::default();
+    let (sender, receiver) = (replica(&disk, 1).await, replica(&disk, 2).await);
+    put(&receiver, 1, &[9]).await;
+    receiver.flush().await.unwrap();
+    put(&sender, 1, &[1]).await;
+    alter(&sender, 2, 1, &second).await;
+    let snapshot = received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
+    receiver.install(snapshot).await.unwrap();
+    assert_eq!((rows(&receiver).await, receiver.version().schema.version), (vec![vec![Value::Int(1)]], 2));
+
+    put(&receiver, 3, &[2]).await;
+    receiver.flush().await.unwrap();
+    receiver.close().await;
+    drop(receiver);
+    let receiver = replica(&disk, 2).await;
+    let both = vec![vec![Value::Int(1)], vec![Value::Int(2)]];
+    assert_eq!((rows(&receiver).await, receiver.version().schema.version), (both, 2));
+}

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
+use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
 
 /// What one node asks of another.
@@ -86,6 +86,8 @@ pub enum Request {
         /// Which one; none: all.
         region: Option<RegionId>,
     },
+    /// The SSTs of this node's replicas.
+    Files,
     /// A request to meta's leader.
     Meta(MetaRequest),
     /// A statement of a client of the real server, in a session of the frontend on that node.
@@ -152,6 +154,7 @@ pub enum Response {
     /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`.
     Done,
     Status(Vec<ReplicaStatus>),
+    Files(Vec<SstStatus>),
     Meta(MetaAnswer),
     Sql(SqlAnswer),
 }
@@ -190,6 +193,7 @@ pub enum Kind {
     Compact = 16,
     Truncate = 17,
     Alter = 18,
+    Files = 19,
 }
 
 impl Kind {
@@ -213,6 +217,7 @@ impl Kind {
         (Kind::Compact, "compact"),
         (Kind::Truncate, "truncate"),
         (Kind::Alter, "alter"),
+        (Kind::Files, "files"),
     ];
 
     /// The kind that is written as `byte`.
@@ -248,6 +253,7 @@ impl Request {
             Request::Compact { .. } => Kind::Compact,
             Request::Truncate { .. } => Kind::Truncate,
             Request::Alter { .. } => Kind::Alter,
+            Request::Files => Kind::Files,
         }
     }
 

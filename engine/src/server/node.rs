@@ -301,6 +301,7 @@ impl Shared {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)
             }
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
+            Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Meta(request) => self.store()?.meta(request, within).await.map(Response::Meta),
             Request::Sql { session, sql } => self.sql(session, &sql, within).await.map(Response::Sql),
         }

@@ -23,7 +23,7 @@ use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::{Command, decode_outcome};
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, WriteAnswer, WriteRequest};
+use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::region::{Region, ReplicaSpec};
 use crate::types::{Incarnation, RegionId, ReplicaId};
 
@@ -430,6 +430,19 @@ impl Store {
         }
         let replicas = self.replicas.lock().expect("no panic holds the lock");
         Ok(replicas.values().map(|replica| self.status_of(replica)).collect())
+    }
+
+    /// The files of all replicas.
+    pub fn files(&self) -> Vec<SstStatus> {
+        let replicas = self.replicas.lock().expect("no panic holds the lock");
+        let of = |replica: &Arc<Replica>| match &replica.state {
+            State::Meta(_) => Vec::new(),
+            State::Region(region) => {
+                let files = region.ssts().into_iter();
+                files.map(|file| SstStatus { node: self.identity.node, ..file }).collect()
+            }
+        };
+        replicas.values().flat_map(of).collect()
     }
 
     fn status_of(&self, replica: &Replica) -> ReplicaStatus {

@@ -59,20 +59,25 @@ pub enum Written {
 }
 
 impl AlterTable {
-    /// What meta is asked to change of a table that has `schema`: defaults are evaluated, what is done is left out. Names are
-    /// checked there.
+    /// What meta is asked to change of a table that has `schema`: each change is meant of what the ones before make of it,
+    /// defaults are evaluated, what is done is left out.
     pub fn resolve(&self, schema: &Schema, evaluator: &Evaluator) -> Result<Vec<Alteration>> {
-        let is_there = |name: &str| schema.column(name).is_some();
-        let is_done = |change: &Written| match change {
-            Written::Add { column, if_not_exists, .. } => *if_not_exists && is_there(&column.name),
-            Written::Drop { column, if_exists } => *if_exists && !is_there(column),
-            _ => false,
-        };
-        self.changes
-            .iter()
-            .filter(|change| !is_done(change))
-            .map(|change| self.one(change, schema, evaluator))
-            .collect()
+        let mut schema = schema.clone();
+        let mut alterations = Vec::new();
+        for change in &self.changes {
+            let is_there = |name: &str| schema.column(name).is_some();
+            let is_done = match change {
+                Written::Add { column, if_not_exists, .. } => *if_not_exists && is_there(&column.name),
+                Written::Drop { column, if_exists } => *if_exists && !is_there(column),
+                _ => false,
+            };
+            if !is_done {
+                let alteration = self.one(change, &schema, evaluator)?;
+                schema = schema.altered(std::slice::from_ref(&alteration))?;
+                alterations.push(alteration);
+            }
+        }
+        Ok(alterations)
     }
 
     fn one(&self, change: &Written, schema: &Schema, evaluator: &Evaluator) -> Result<Alteration> {

@@ -24,6 +24,8 @@ mod values;
 
 use datafusion::sql::sqlparser::ast;
 
+use crate::types::NodeId;
+
 pub use alter::{AlterTable, Written};
 pub use cast::{to_column, to_scalar, to_value};
 pub use create::{ColumnDef, CreateTable, Partition};
@@ -64,7 +66,7 @@ pub enum Statement {
     ShowTables,
     /// `ADMIN .. TABLE name`
     Admin {
-        /// What to do with each replica of it.
+        /// What to do.
         verb: AdminVerb,
         /// The table.
         table: String,
@@ -74,10 +76,17 @@ pub enum Statement {
 /// What an administrator may ask for that happens by itself sooner or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminVerb {
-    /// Write memtables to files.
+    /// Write the memtables of each replica to files.
     Flush,
-    /// Merge files.
+    /// Merge the files of each replica.
     Compact,
+    /// Hand the leadership of a region over.
+    Transfer {
+        /// The number of the region.
+        region: u32,
+        /// The node whose replica is to lead.
+        to: NodeId,
+    },
 }
 
 /// `INSERT INTO table [(columns)] source`

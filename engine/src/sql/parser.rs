@@ -18,7 +18,7 @@ use super::names::{nearest, suggest};
 use super::types::column_type;
 use super::{AdminVerb, Change, Insert, Source, Statement, Values};
 use crate::error::{Error, Invalid, Result};
-use crate::types::Place;
+use crate::types::{NodeId, Place};
 
 /// How deep a statement may be. Operators make a tree as deep as their chain is long, and everything that walks the tree
 /// recurses; what this lets through fits a stack of 2 MiB (see `deep_statements_are_refused`).
@@ -329,21 +329,42 @@ fn alteration(parser: &mut Parser) -> Result<Written> {
     })
 }
 
-/// `FLUSH TABLE name` or `COMPACT TABLE name`, behind ADMIN.
+/// `FLUSH TABLE name`, `COMPACT TABLE name` or `TRANSFER LEADER OF TABLE name REGION n TO NODE n`, behind ADMIN.
 fn admin(parser: &mut Parser) -> Result<Statement> {
-    let token = parser.next_token();
-    let written = token.token.to_string().to_uppercase();
+    let verb = parser.next_token();
+    let written = verb.token.to_string().to_uppercase();
+    if !["FLUSH", "COMPACT", "TRANSFER"].contains(&written.as_str()) {
+        return Err(expected("FLUSH TABLE, COMPACT TABLE or TRANSFER LEADER behind ADMIN", &verb));
+    }
+    if written == "TRANSFER" {
+        word(parser, "LEADER")?;
+        word(parser, "OF")?;
+    }
+    word(parser, "TABLE")?;
+    let table = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
     let verb = match written.as_str() {
         "FLUSH" => AdminVerb::Flush,
         "COMPACT" => AdminVerb::Compact,
-        _ => return Err(expected("FLUSH TABLE or COMPACT TABLE behind ADMIN", &token)),
+        _ => {
+            word(parser, "REGION")?;
+            let at = parser.peek_token();
+            let region = parser.parse_literal_uint().map_err(syntax)?;
+            let region = u32::try_from(region).map_err(|_| expected("the number of a region", &at))?;
+            word(parser, "TO")?;
+            word(parser, "NODE")?;
+            AdminVerb::Transfer { region, to: NodeId(parser.parse_literal_uint().map_err(syntax)?) }
+        }
     };
-    let token = parser.peek_token();
-    if !parser.parse_keyword(Keyword::TABLE) {
-        return Err(expected("TABLE", &token));
+    Ok(Statement::Admin { verb, table })
+}
+
+/// Takes the word `expected_word`, keyword or not.
+fn word(parser: &mut Parser, expected_word: &str) -> Result<()> {
+    let token = parser.next_token();
+    match &token.token {
+        Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case(expected_word) => Ok(()),
+        _ => Err(expected(expected_word, &token)),
     }
-    let name = parser.parse_object_name(false).map_err(syntax)?;
-    Ok(Statement::Admin { verb, table: written_table(&name)? })
 }
 
 /// `first` and the keywords that follow it: `CREATE OR REPLACE`.

@@ -227,30 +227,7 @@ fn holding(compared: BooleanArray) -> BooleanBuffer {
 
 /// `value` as a column of one cell; none if no cell of `column_type` equals it.
 fn constant(value: &Value, column_type: ColumnType) -> Option<ArrayRef> {
-    fits(value, column_type).then(|| Value::to_array(std::slice::from_ref(value), column_type))
-}
-
-/// Whether `value` is not NULL and a cell of `column_type` can hold exactly it.
-pub(crate) fn fits(value: &Value, column_type: ColumnType) -> bool {
-    match (value, column_type) {
-        (Value::Int(v), ColumnType::Int8) => i8::try_from(*v).is_ok(),
-        (Value::Int(v), ColumnType::Int16) => i16::try_from(*v).is_ok(),
-        (Value::Int(v), ColumnType::Int32) => i32::try_from(*v).is_ok(),
-        (Value::UInt(v), ColumnType::UInt8) => u8::try_from(*v).is_ok(),
-        (Value::UInt(v), ColumnType::UInt16) => u16::try_from(*v).is_ok(),
-        (Value::UInt(v), ColumnType::UInt32) => u32::try_from(*v).is_ok(),
-        (Value::Float(v), ColumnType::Float32) => f64::from(*v as f32).total_cmp(v).is_eq(),
-        (Value::Boolean(_), ColumnType::Boolean)
-        | (Value::Int(_), ColumnType::Int64)
-        | (Value::UInt(_), ColumnType::UInt64)
-        | (Value::Float(_), ColumnType::Float64)
-        | (Value::Decimal(_), ColumnType::Decimal { .. })
-        | (Value::String(_), ColumnType::String)
-        | (Value::Binary(_), ColumnType::Binary)
-        | (Value::Date(_), ColumnType::Date)
-        | (Value::Timestamp(_), ColumnType::Timestamp(_)) => true,
-        _ => false,
-    }
+    value.fits(column_type).then(|| Value::to_array(std::slice::from_ref(value), column_type))
 }
 
 /// Keys that a scan can meet: from `from` (inclusive) to `below` (exclusive; none = no end).
@@ -274,17 +251,17 @@ impl KeyRange {
             };
             for condition in mine() {
                 let narrower = match condition {
-                    Condition::Eq(v) if fits(v, column_type) => KeyRange { from: key(v), below: successor(&key(v)) },
-                    Condition::Lt(v) if fits(v, column_type) => KeyRange { from: Key::default(), below: Some(key(v)) },
-                    Condition::LtEq(v) if fits(v, column_type) => {
+                    Condition::Eq(v) if v.fits(column_type) => KeyRange { from: key(v), below: successor(&key(v)) },
+                    Condition::Lt(v) if v.fits(column_type) => KeyRange { from: Key::default(), below: Some(key(v)) },
+                    Condition::LtEq(v) if v.fits(column_type) => {
                         KeyRange { from: Key::default(), below: successor(&key(v)) }
                     }
-                    Condition::Gt(v) if fits(v, column_type) => match successor(&key(v)) {
+                    Condition::Gt(v) if v.fits(column_type) => match successor(&key(v)) {
                         Some(from) => KeyRange { from, below: None },
                         None => continue,
                     },
-                    Condition::GtEq(v) if fits(v, column_type) => KeyRange { from: key(v), below: None },
-                    Condition::In(values) if !values.is_empty() && values.iter().all(|v| fits(v, column_type)) => {
+                    Condition::GtEq(v) if v.fits(column_type) => KeyRange { from: key(v), below: None },
+                    Condition::In(values) if !values.is_empty() && values.iter().all(|v| v.fits(column_type)) => {
                         let keys = || values.iter().map(key);
                         let last = keys().max().expect("the list is not empty");
                         KeyRange { from: keys().min().expect("the list is not empty"), below: successor(&last) }
@@ -294,7 +271,7 @@ impl KeyRange {
                 range = range.and(narrower);
             }
             let equal = mine().find_map(|condition| match condition {
-                Condition::Eq(value) if fits(value, column_type) => Some(value),
+                Condition::Eq(value) if value.fits(column_type) => Some(value),
                 _ => None,
             });
             match equal {
@@ -425,9 +402,9 @@ mod tests {
 
     #[test]
     fn a_constant_fits_a_column_that_can_hold_exactly_it() {
-        assert!(fits(&Value::Int(127), ColumnType::Int8) && !fits(&Value::Int(128), ColumnType::Int8));
-        assert!(fits(&Value::Float(0.5), ColumnType::Float32) && !fits(&Value::Float(0.1), ColumnType::Float32));
-        assert!(!fits(&Value::Null, ColumnType::String) && !fits(&text("1"), ColumnType::Int64));
+        assert!(Value::Int(127).fits(ColumnType::Int8) && !Value::Int(128).fits(ColumnType::Int8));
+        assert!(Value::Float(0.5).fits(ColumnType::Float32) && !Value::Float(0.1).fits(ColumnType::Float32));
+        assert!(!Value::Null.fits(ColumnType::String) && !text("1").fits(ColumnType::Int64));
     }
 
     #[test]

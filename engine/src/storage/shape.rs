@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::compute::cast;
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::compute::{cast, take};
 use arrow::datatypes::{DataType, Schema as ArrowSchema, SchemaRef};
 use arrow::error::ArrowError;
 
@@ -69,8 +69,9 @@ impl Shape {
                 Made::Read(at) => Ok(read.column(*at).clone()),
                 Made::Cast(at, to) => cast(read.column(*at), to),
                 Made::Absent(value, column_type) => {
-                    let cell = |op: &Op| if *op == Op::Put { value.clone() } else { Value::Null };
-                    Ok(Value::to_array(&ops.iter().map(cell).collect::<Vec<_>>(), *column_type))
+                    let cells = Value::to_array(&[value.clone(), Value::Null], *column_type);
+                    let cell = ops.iter().map(|op| u32::from(*op != Op::Put));
+                    take(&cells, &UInt32Array::from_iter_values(cell), None)
                 }
             }
         };

@@ -79,6 +79,8 @@ pub enum AlterError {
     NothingForOldRows(String),
     #[error("column {column:?} is {from}: not every value of it is one of {to}")]
     Narrower { column: String, from: ColumnType, to: ColumnType },
+    #[error("column {column:?} is {column_type}, its default is not")]
+    Default { column: String, column_type: ColumnType },
     #[error(transparent)]
     Schema(#[from] SchemaError),
 }
@@ -89,9 +91,11 @@ impl Schema {
         let mut next = self.clone();
         for alteration in alterations {
             next.alter(alteration)?;
+            // At once: the next one may mean a column by a name that two have.
+            next = next.checked()?;
         }
         next.version += 1;
-        next.checked()
+        Ok(next)
     }
 
     fn alter(&mut self, alteration: &Alteration) -> Result<(), AlterError> {
@@ -99,6 +103,10 @@ impl Schema {
             Alteration::Add { name, column_type, nullable, default, absent, place } => {
                 if !nullable && absent.is_null() {
                     return Err(AlterError::NothingForOldRows(name.clone()));
+                }
+                check_default(name, *column_type, default.as_ref())?;
+                if !absent.is_null() && !absent.fits(*column_type) {
+                    return Err(AlterError::Default { column: name.clone(), column_type: *column_type });
                 }
                 let at = match place {
                     Place::First => 0,
@@ -127,6 +135,7 @@ impl Schema {
             }
             Alteration::SetDefault { column, default } => {
                 let at = self.position(column)?;
+                check_default(column, self.columns()[at].column_type, default.as_ref())?;
                 self.change(at, |column| column.default.clone_from(default));
             }
         }
@@ -141,6 +150,15 @@ impl Schema {
     fn field(&self, name: &str) -> Result<usize, AlterError> {
         let at = self.position(name)?;
         if self.is_key(at) { Err(AlterError::KeyColumn(name.to_string())) } else { Ok(at) }
+    }
+}
+
+fn check_default(column: &str, column_type: ColumnType, default: Option<&ColumnDefault>) -> Result<(), AlterError> {
+    match default {
+        Some(ColumnDefault::Constant(value)) if !value.fits(column_type) => {
+            Err(AlterError::Default { column: column.to_string(), column_type })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -227,6 +245,10 @@ mod tests {
     #[test]
     fn what_cannot_be_changed_is_refused() {
         let named = |column: &str| column.to_string();
+        let default = |column: &str, value| {
+            let default = Some(ColumnDefault::Constant(value));
+            Alteration::SetDefault { column: named(column), default }
+        };
         let not_null = Alteration::Add {
             name: named("n"),
             column_type: ColumnType::Int8,
@@ -260,6 +282,13 @@ mod tests {
         ] {
             assert_eq!(schema().altered(&[alteration]).unwrap_err().to_string(), message);
         }
+        let wrong = "column \"v\" is SMALLINT, its default is not";
+        for value in [Value::UInt(5), Value::Int(1 << 20), Value::String(named("x"))] {
+            assert_eq!(schema().altered(&[default("v", value)]).unwrap_err().to_string(), wrong);
+        }
+        // Each is meant of what the ones before have made.
+        let two = [Alteration::Rename { column: named("v"), to: named("k") }, Alteration::Drop { column: named("k") }];
+        assert_eq!(schema().altered(&two).unwrap_err().to_string(), "column \"k\" is defined twice");
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A scalar of one of the [`ColumnType`](super::ColumnType)s, or NULL.
+use super::ColumnType;
+
+/// A scalar of one of the [`ColumnType`]s, or NULL.
 ///
 /// Ordered the way keys are: NULL first, numbers by value, floats by IEEE total order, strings and
 /// binaries by their bytes. Values of different kinds are ordered by kind and never mixed in one column.
@@ -39,12 +41,34 @@ impl Value {
         matches!(self, Value::Null)
     }
 
+    /// Whether this is not NULL and a cell of `column_type` can hold exactly it.
+    pub fn fits(&self, column_type: ColumnType) -> bool {
+        match (self, column_type) {
+            (Value::Int(v), ColumnType::Int8) => i8::try_from(*v).is_ok(),
+            (Value::Int(v), ColumnType::Int16) => i16::try_from(*v).is_ok(),
+            (Value::Int(v), ColumnType::Int32) => i32::try_from(*v).is_ok(),
+            (Value::UInt(v), ColumnType::UInt8) => u8::try_from(*v).is_ok(),
+            (Value::UInt(v), ColumnType::UInt16) => u16::try_from(*v).is_ok(),
+            (Value::UInt(v), ColumnType::UInt32) => u32::try_from(*v).is_ok(),
+            (Value::Float(v), ColumnType::Float32) => f64::from(*v as f32).total_cmp(v).is_eq(),
+            (Value::Boolean(_), ColumnType::Boolean)
+            | (Value::Int(_), ColumnType::Int64)
+            | (Value::UInt(_), ColumnType::UInt64)
+            | (Value::Float(_), ColumnType::Float64)
+            | (Value::Decimal(_), ColumnType::Decimal { .. })
+            | (Value::String(_), ColumnType::String)
+            | (Value::Binary(_), ColumnType::Binary)
+            | (Value::Date(_), ColumnType::Date)
+            | (Value::Timestamp(_), ColumnType::Timestamp(_)) => true,
+            _ => false,
+        }
+    }
+
     /// The same value in a column whose type was widened to `to`.
-    pub fn widened(&self, to: super::ColumnType) -> Value {
-        use super::ColumnType::{Int16, Int32, Int64};
+    pub fn widened(&self, to: ColumnType) -> Value {
         match (self, to) {
-            (Value::UInt(number), Int16 | Int32 | Int64) => {
-                Value::Int(i64::try_from(*number).expect("a wider type holds every value"))
+            (Value::UInt(number), ColumnType::Int16 | ColumnType::Int32 | ColumnType::Int64) => {
+                i64::try_from(*number).map_or_else(|_| self.clone(), Value::Int)
             }
             (value, _) => value.clone(),
         }

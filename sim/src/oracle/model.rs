@@ -128,6 +128,16 @@ impl RegionModel {
         self.versions.get(key).into_iter().flatten().map(|(sequence, row)| (*sequence, row.as_ref()))
     }
 
+    /// The highest entry that is in it.
+    pub fn last(&self) -> Option<u64> {
+        self.last
+    }
+
+    /// The newest schema; none: its table is not known yet.
+    pub fn newest(&self) -> Option<&Schema> {
+        self.schemas.last()
+    }
+
     /// The schema of that version, if the region has or had it.
     pub fn schema(&self, version: u64) -> Option<&Schema> {
         self.schemas.iter().find(|schema| schema.version == version)

@@ -3,12 +3,13 @@
 //! A replica is read whole after each exchange of its version (flush, compaction, install, open), and all of them at calm;
 //! each time at its newest sequence, and once versions were dropped also at the oldest that can be read and at one
 //! between. Checks: the rows are exactly those that the model has at that sequence, each once; stored data that was never
-//! damaged can be read.
+//! damaged can be read; the columns are those that its log says.
 //!
 //! Does not check: reads that skip rows or columns (pushed-down filters; the client oracle reads by key). A replica without rows whose log has none either counts as not compared.
 
 use std::collections::BTreeMap;
 
+use engine::region::request::ReplicaStatus;
 use engine::types::{Key, NodeId, RegionId, ReplicaId, Sequence};
 
 use super::Violation;
@@ -74,6 +75,19 @@ impl ScanOracle {
         Ok(())
     }
 
+    /// A replica that has applied all that the model has must have its columns.
+    pub fn judge_columns(&mut self, model: &Model, status: &ReplicaStatus) -> Result<(), Violation> {
+        let Some(model) = model.region(status.region) else { return Ok(()) };
+        let (Some(newest), Some(applied)) = (model.newest(), status.applied) else { return Ok(()) };
+        if model.last() > Some(applied.index) || status.schema_version == newest.version {
+            return Ok(());
+        }
+        let whose = format!("{} of {} on {} at entry {applied}", status.replica, status.region, status.node);
+        let (found, expected) = (status.schema_version, newest.version);
+        let versions = vec![whose, format!("expected version {expected}"), format!("found version {found}")];
+        Err(violation("a replica's columns are not those of its log", versions))
+    }
+
     /// A replica said that its data is damaged, or answered with something else than rows.
     pub fn unreadable(&mut self, region: RegionId, node: NodeId, why: &str) -> Violation {
         self.evaluations += 1;
@@ -92,6 +106,12 @@ fn violation(signature: &str, evidence: Vec<String>) -> Violation {
 
 #[cfg(test)]
 mod tests {
+    use engine::event::Event;
+    use engine::meta::catalog::{PartitionRule, TableDef};
+    use engine::region::command::{Command, encode_outcome};
+    use engine::region::request::WriteAnswer;
+    use engine::types::{Alteration, Column, ColumnId, ColumnType, Incarnation, LogId, ProcedureId, Schema, TableId};
+
     use super::*;
 
     fn scanned(rows: &[u8]) -> Scanned {
@@ -116,6 +136,48 @@ mod tests {
     fn a_row_that_comes_twice_is_seen() {
         let violation = ScanOracle::default().judge(&Model::default(), &scanned(&[7, 8, 7])).unwrap_err();
         assert_eq!(violation.signature, "a replica returns a row twice");
+    }
+
+    #[test]
+    fn columns_that_are_not_those_of_the_log_are_seen() {
+        let column = Column {
+            id: ColumnId(1),
+            name: "a".into(),
+            column_type: ColumnType::Int64,
+            nullable: false,
+            default: None,
+        };
+        let first = Schema::new(1, vec![column], &["a".into()], None).unwrap();
+        let renamed = Alteration::Rename { column: "a".into(), to: "b".into() };
+        let second = Box::new(first.altered(&[renamed]).unwrap());
+        let (region, replica) = (RegionId::new(TableId(1), 0), ReplicaId(1));
+        let mut model = Model::default();
+        model.learn(&TableDef {
+            id: TableId(1),
+            name: "t".into(),
+            schema: first,
+            partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
+            options: BTreeMap::new(),
+            regions: Vec::new(),
+        });
+        let log_id = LogId { term: 1, index: 7 };
+        model.on_event(&Event::Applied {
+            region,
+            replica,
+            incarnation: Incarnation(1),
+            log_id,
+            command: Command::Alter { by: ProcedureId(1), schema: second }.encode(),
+            outcome: encode_outcome(&Ok(WriteAnswer { rows: 0, sequence: Sequence(0) })),
+            sequence: Sequence(0),
+            digest: 0,
+        });
+        let judged = |applied: u64, schema_version| {
+            let applied = Some(LogId { term: 1, index: applied });
+            let status = ReplicaStatus { region, applied, schema_version, ..ReplicaStatus::default() };
+            ScanOracle::default().judge_columns(&model, &status).map_err(|violation| violation.signature)
+        };
+        assert_eq!((judged(7, 2), judged(6, 1)), (Ok(()), Ok(())));
+        assert_eq!(judged(7, 1).unwrap_err(), "a replica's columns are not those of its log");
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Strike {
     pub fault: Fault,
     /// What `it` stands for.
     pub it: It,
+    /// For whom the rule counted the event.
+    pub by: It,
     /// How the event's region stood at the event: the fault strikes later, and others maybe before it.
     pub seen: Option<String>,
 }
@@ -447,6 +449,16 @@ impl State {
         self.rules.iter().filter(|armed| armed.rule.name == rule).map(|armed| armed.struck).sum()
     }
 
+    /// A strike came too late: whom it was for had died of something else. The next event of the rule counts in its place.
+    pub fn missed(&mut self, strike: &Strike) {
+        for armed in self.rules.iter_mut().filter(|armed| armed.rule.name == strike.rule) {
+            armed.struck = armed.struck.saturating_sub(1);
+            if let Some(met) = armed.met.get_mut(&strike.by) {
+                *met = met.saturating_sub(1);
+            }
+        }
+    }
+
     /// Rules that never struck, with what was seen.
     pub fn idle_rules(&self) -> Vec<String> {
         let idle = self.rules.iter().filter(|armed| armed.struck == 0);
@@ -535,7 +547,7 @@ impl Armed {
         }
         self.struck += 1;
         let after = self.rule.after.map_or(Duration::ZERO, |after| after.duration());
-        Some(Strike { rule: self.rule.name.clone(), after, fault: self.rule.fault.clone(), it, seen: None })
+        Some(Strike { rule: self.rule.name.clone(), after, fault: self.rule.fault.clone(), it, by, seen: None })
     }
 }
 

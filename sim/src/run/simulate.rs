@@ -138,6 +138,9 @@ impl Run {
                     }
                     let label = rule_label(&strike.rule);
                     if striker.strike(&strike.rule, &label, &strike.fault, strike.it).await {
+                        if strike.fault.is_a_death() && !striker.has_killed(&label) {
+                            return striker.hub().state().missed(&strike);
+                        }
                         let what = strike.fault.to_string();
                         striker.hub().state().story.fault(&strike.rule, what, strike.seen);
                     }

@@ -481,6 +481,11 @@ impl Striker {
         *self.shared().effects.entry(effect).or_default() += amount;
     }
 
+    /// Whether anybody died on that account.
+    pub fn has_killed(&self, label: &str) -> bool {
+        self.shared().accounts.get(label).is_some_and(|account| account.did > 0)
+    }
+
     fn credit(&self, label: &str, amount: u64) {
         if let Some(account) = self.shared().accounts.get_mut(label) {
             account.did += amount;

@@ -43,6 +43,14 @@ pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option
 pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) {
     let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else { return };
     let Some(status) = status(cluster, node, region).await else { return };
+    let judged = {
+        let mut state = hub.state();
+        let state = &mut *state;
+        state.scans.judge_columns(&state.model, &status)
+    };
+    if let Err(violation) = judged {
+        return hub.fail(violation);
+    }
     compare_at(cluster, hub, node, &table, &status, status.sequence).await;
     if status.oldest > Sequence(0) {
         let between = Sequence(status.oldest.0.midpoint(status.sequence.0));

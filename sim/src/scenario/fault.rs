@@ -328,6 +328,11 @@ impl Fault {
         matches!(self, Fault::Resume(_) | Fault::Heal)
     }
 
+    /// Whether nodes die of it at once.
+    pub fn is_a_death(&self) -> bool {
+        matches!(self, Fault::PowerLoss(_) | Fault::Crash(_))
+    }
+
     /// What it does when it does something.
     pub fn effect(&self) -> Effect {
         match self {

@@ -188,7 +188,8 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
         }
         Entry::Alter { name, version, request: by } => {
             let (name, alterations) = (format!("table{name}"), vec![added(&format!("c{version}"))]);
-            Command::StartAlter { name, version, alterations, request: request(by) }
+            let of = (state.table(&name).map(|table| table.id).unwrap_or_default(), version);
+            Command::StartAlter { name, of, alterations, request: request(by) }
         }
         Entry::Advance { which, behind, term, mask, refused } => {
             let was = model.procedures.get(which % model.procedures.len().max(1))?;

@@ -5,7 +5,7 @@
 //! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
 //! - `drop NAME by=SESSION.STATEMENT [if_exists]`
 //! - `truncate NAME by=SESSION.STATEMENT`
-//! - `alter NAME version=N (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME) by=SESSION.STATEMENT`
+//! - `alter NAME version=N [table=ID] (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME) by=SESSION.STATEMENT`
 //! - `advance PROCEDURE (all | refused | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
 //! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
 //! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
@@ -21,7 +21,7 @@ use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid};
 use crate::meta::{Answer, Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target};
 use crate::server::message::Request;
-use crate::types::{Alteration, ProcedureId, RegionId, ReplicaId, SessionId};
+use crate::types::{Alteration, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
 
 #[test]
 fn scripts() {
@@ -75,6 +75,10 @@ impl goldenscript::Runner for Script {
             "alter" => {
                 let name = args.next_pos().ok_or("alter what?")?.to_string();
                 let version = number(&mut args, "version")?.ok_or("version=?")?;
+                let of = match number(&mut args, "table")? {
+                    Some(id) => TableId(u32::try_from(id)?),
+                    None => self.state.table(&name).map(|table| table.id).unwrap_or_default(),
+                };
                 let mut alterations = Vec::new();
                 if let Some(name) = args.take_key("add") {
                     alterations.push(added(name));
@@ -86,7 +90,7 @@ impl goldenscript::Runner for Script {
                     alterations.push(Alteration::Rename { column: column.to_string(), to: to.to_string() });
                 }
                 let request = request(&mut args)?;
-                self.apply(Command::StartAlter { name, version, alterations, request })
+                self.apply(Command::StartAlter { name, of: (of, version), alterations, request })
             }
             "advance" => {
                 let id = procedure(&mut args)?;

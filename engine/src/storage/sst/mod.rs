@@ -59,6 +59,14 @@ pub struct FileMeta {
     pub footer_checksum: u32,
 }
 
+impl FileMeta {
+    /// The earliest and the latest time in it; none: the table has no TIME INDEX.
+    pub fn times(&self) -> Option<(i64, i64)> {
+        let times = (self.first_time, self.last_time);
+        (times != (i64::MIN, i64::MAX)).then_some(times)
+    }
+}
+
 /// The key of [`Index`] in the metadata of the file; the value is its postcard form in hexadecimal digits.
 pub const INDEX_KEY: &str = "seedbed.index";
 

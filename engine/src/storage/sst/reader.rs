@@ -21,7 +21,7 @@ use crate::disk::{Disk, File, Open};
 use crate::error::{Error, Result};
 use crate::storage::damaged;
 use crate::storage::rows::{OP_COLUMN, Rows, SEQUENCE_COLUMN, gather};
-use crate::storage::scan::{Filter, Plan, fits};
+use crate::storage::scan::{Filter, Plan};
 use crate::storage::shape::{Shape, position};
 use crate::types::{ColumnType, Key, Op, Schema, Sequence, Value, encode_keys};
 
@@ -390,7 +390,7 @@ fn statistics(footer: &ArrowReaderMetadata, schema: &Schema) -> Result<BTreeMap<
         let converter = StatisticsConverter::try_new(&column.name, footer.schema(), footer.parquet_schema())?;
         let (mins, maxes) = (converter.row_group_mins(groups())?, converter.row_group_maxes(groups())?);
         let value = |column_of: &ArrayRef, row: usize| {
-            (!column_of.is_null(row)).then(|| Value::of_cell(column_of, row)).filter(|v| fits(v, column.column_type))
+            (!column_of.is_null(row)).then(|| Value::of_cell(column_of, row)).filter(|v| v.fits(column.column_type))
         };
         let bounds = (0..mins.len()).map(|row| (value(&mins, row), value(&maxes, row)));
         statistics.insert(at, bounds.collect());
