@@ -43,7 +43,8 @@ pub(super) fn list() -> Ended {
     let width = scenarios.iter().map(|scenario| scenario.name.len()).max().unwrap_or(0);
     for scenario in scenarios {
         let seeds: Vec<String> = scenario.seeds.iter().map(u64::to_string).collect();
-        say(format!("{:width$}  {} (seeds {})", scenario.name, scenario.title, seeds.join(", ")));
+        let seeds = if seeds.is_empty() { "no pinned seeds".into() } else { format!("seeds {}", seeds.join(", ")) };
+        say(format!("{:width$}  {} ({seeds})", scenario.name, scenario.title));
     }
     Ok(Outcome::Pass)
 }

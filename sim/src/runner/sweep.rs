@@ -140,7 +140,9 @@ impl Sweep<'_> {
     /// The command that runs a seed again.
     pub fn replay(&self, scenario: &Scenario, seed: u64) -> String {
         let source = self.source(scenario);
-        let in_project = self.project.root.join("scenarios").join(format!("{}.toml", scenario.name)).is_file();
+        // A copy elsewhere is another scenario, whatever its name.
+        let folder = |path: &Path| std::fs::canonicalize(path).ok();
+        let in_project = folder(&scenario.directory) == folder(&self.project.root.join("scenarios"));
         let name = if in_project { &scenario.name } else { &source };
         format!("cargo sim replay {name} --seed {seed}{}", self.self_tests.argument())
     }
