@@ -6,7 +6,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{AlterError, NodeId, RegionId, ReplicaId, SchemaError, Sequence, SessionId};
+use crate::types::{AlterError, NodeId, OptionError, RegionId, ReplicaId, SchemaError, Sequence, SessionId};
 
 /// `Result` with the engine's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -149,6 +149,17 @@ impl From<AlterError> for Error {
             AlterError::Narrower { .. } | AlterError::Default { .. } => Invalid::WrongType,
             AlterError::Schema(SchemaError::DuplicateColumn(_)) => Invalid::DuplicateColumn,
             AlterError::Schema(_) => Invalid::Schema,
+            AlterError::Option(err) => return err.clone().into(),
+        };
+        Error::invalid(code, err.to_string())
+    }
+}
+
+impl From<OptionError> for Error {
+    fn from(err: OptionError) -> Error {
+        let code = match err {
+            OptionError::Unknown(_) => Invalid::UnknownOption,
+            OptionError::Value { .. } | OptionError::NoTime | OptionError::Mode { .. } => Invalid::Option,
         };
         Error::invalid(code, err.to_string())
     }
@@ -166,7 +177,7 @@ impl Error {
     /// | `unknown_table` | there is no such table; the message may have one with a similar name, as for all unknown names |
     /// | `unknown_column` | the table has no such column |
     /// | `unknown_function` | there is no such function |
-    /// | `unknown_option` | a table cannot be created with such an option |
+    /// | `unknown_option` | a table has no such option |
     /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
     /// | `duplicate_column` | a column is defined or given twice |
     /// | `wrong_type` | a value is of another type; CAST it. Or an ALTER to a type that does not hold every value |

@@ -45,6 +45,10 @@ pub struct Options {
     pub compaction_output_bytes: u64,
     /// Compactions that a node runs at the same time.
     pub compaction_jobs: u64,
+    /// How often a leader looks whether rows of its tables with a TTL have expired.
+    pub expire_interval_ms: u64,
+    /// The time up to which rows have expired goes on by this much at a time, at most.
+    pub expire_step_ms: u64,
     /// A manifest is checkpointed after this many edits.
     pub manifest_checkpoint_edits: u64,
     /// Rows of a row group of an SST: the unit of pruning.
@@ -123,6 +127,8 @@ impl Default for Options {
             compaction_max_inputs: 32,
             compaction_output_bytes: 512 << 20,
             compaction_jobs: 2,
+            expire_interval_ms: 60_000,
+            expire_step_ms: 3_600_000,
             manifest_checkpoint_edits: 10,
             sst_row_group_rows: 100_000,
             scan_batch_rows: 8_192,
@@ -168,6 +174,8 @@ impl Options {
         least("memtable_rows", self.memtable_rows, 1)?;
         least("memtable_bytes", self.memtable_bytes, 1_024)?;
         least("flush_interval_ms", self.flush_interval_ms, 1)?;
+        least("expire_interval_ms", self.expire_interval_ms, 1)?;
+        least("expire_step_ms", self.expire_step_ms, 1)?;
         least("compaction_active_runs", self.compaction_active_runs, 1)?;
         least("compaction_inactive_runs", self.compaction_inactive_runs, 1)?;
         least("compaction_small_files", self.compaction_small_files, 2)?;

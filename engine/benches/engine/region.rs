@@ -121,7 +121,6 @@ fn table() -> TableDef {
         name: "t".into(),
         schema: Schema::new(1, columns, &["id".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["id".into()], regions: 1 },
-        options: BTreeMap::new(),
         regions: Vec::new(),
     }
 }

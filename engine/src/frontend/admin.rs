@@ -16,7 +16,15 @@ impl Frontend {
         let table = self.routes().table(table, deadline).await?;
         match verb {
             AdminVerb::Flush => self.each_replica(&table, |region| Request::Flush { region }, deadline).await?,
-            AdminVerb::Compact => self.each_replica(&table, |region| Request::Compact { region }, deadline).await?,
+            AdminVerb::Compact { is_strict } => {
+                self.each_replica(&table, |region| Request::Compact { region, is_strict }, deadline).await?;
+            }
+            AdminVerb::Pin { name } => {
+                self.each_region(&table, |region| Request::Pin { region, name: name.clone() }, deadline).await?;
+            }
+            AdminVerb::Unpin { name } => {
+                self.each_region(&table, |region| Request::Unpin { region, name: name.clone() }, deadline).await?;
+            }
             AdminVerb::Transfer { region, to } => self.transfer(&table, region, to, deadline).await?,
         }
         Ok(Output::Done)
@@ -31,6 +39,25 @@ impl Frontend {
     ) -> Result<()> {
         let replicas = table.regions.iter().flat_map(|def| def.replicas.values().map(|node| (def.id, *node)));
         let asked = replicas.map(|(region, node)| self.routes().replica(region, node, request(region), deadline));
+        join_all(asked).await.into_iter().collect()
+    }
+
+    /// Asks the leader of every region of `table`; the same as above.
+    async fn each_region(
+        &self,
+        table: &TableDef,
+        request: impl Fn(crate::types::RegionId) -> Request,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let asked = table.regions.iter().map(|def| {
+            let request = request(def.id);
+            async move {
+                match self.routes().region(def, &request, deadline).await.result? {
+                    Response::Done => Ok(()),
+                    other => Err(mismatch(&other)),
+                }
+            }
+        });
         join_all(asked).await.into_iter().collect()
     }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::concat_batches;
 use arrow::datatypes::UInt64Type;
 use datafusion::sql::sqlparser::ast::{self, SelectItem, SetExpr};
@@ -21,7 +21,7 @@ use super::write::{Images, Written};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
 use crate::sql::{self, Change, Statement, TARGET, Tables, for_column, invalid, is_default, suggest, to_column};
-use crate::types::{Key, Op};
+use crate::types::{Key, MergeMode, Op};
 
 /// A change with everything looked up.
 pub(super) struct Resolved {
@@ -30,6 +30,9 @@ pub(super) struct Resolved {
     pub query: ast::Query,
     /// Where each column of the new images comes from; none: the rows are deleted.
     set: Option<Vec<New>>,
+    /// Of a table where a NULL that is written changes nothing: where the query has what each column was, of those that are
+    /// SET.
+    before: Vec<Option<usize>>,
 }
 
 /// The new value of a column.
@@ -135,6 +138,7 @@ impl Session {
                     })
                     .collect::<Result<Vec<_>>>()?;
                 check_nulls(table, &images)?;
+                check_set_nulls(resolved, batch, &images)?;
                 images
             }
         };
@@ -144,14 +148,40 @@ impl Session {
     }
 }
 
+/// Where the newest value that is not NULL counts, no value can be taken away by writing NULL.
+fn check_set_nulls(resolved: &Resolved, was: &RecordBatch, images: &[ArrayRef]) -> Result<()> {
+    let table = &resolved.table;
+    for ((column, before), image) in table.schema.columns().iter().zip(&resolved.before).zip(images) {
+        let Some(was) = before.map(|at| was.column(at)) else { continue };
+        if (0..image.len()).any(|row| image.is_null(row) && was.is_valid(row)) {
+            let message = format!(
+                "UPDATE of column {:?} of table {} to NULL, which has merge_mode = last_non_null: NULL is what is not given \
+                 there; DELETE the row and INSERT it again",
+                column.name, table.name
+            );
+            return Err(Error::invalid(Invalid::Unsupported, message));
+        }
+    }
+    Ok(())
+}
+
 impl super::Frontend {
     /// Looks up what `change` names, and makes the query that reads its rows: first the sequence, then the columns of the
     /// new images (of a DELETE: of the key), then the values of SET.
     pub(super) async fn resolve(&self, change: &Change, deadline: Deadline) -> Result<Resolved> {
         let table = self.routes().table(&change.table, deadline).await?;
+        if table.schema.options().merge_mode == MergeMode::Append {
+            let message = format!(
+                "UPDATE or DELETE of table {}, which has merge_mode = append: its rows stay as they are; TRUNCATE takes all of \
+                 them, a ttl the old ones",
+                table.name
+            );
+            return Err(Error::invalid(Invalid::Unsupported, message));
+        }
         let mut projection = vec![SEQUENCE.to_string()];
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let mut values = Vec::new();
+        let mut before = Vec::new();
         let set = match &change.set {
             None => {
                 projection.extend(table.schema.key().iter().map(|at| table.schema.columns()[*at].name.clone()));
@@ -159,6 +189,7 @@ impl super::Frontend {
             }
             Some(assignments) => {
                 let mut set: Vec<New> = Vec::with_capacity(table.schema.columns().len());
+                let keeps = table.schema.options().merge_mode == MergeMode::LastNonNull;
                 for (name, _) in assignments {
                     let Some((at, _)) = table.schema.column(name) else {
                         let known = suggest(name, table.schema.columns().iter().map(|column| column.name.as_str()));
@@ -176,6 +207,10 @@ impl super::Frontend {
                 }
                 for column in table.schema.columns() {
                     let assigned = assignments.iter().find(|(name, _)| *name == column.name);
+                    before.push((keeps && assigned.is_some()).then(|| {
+                        projection.push(column.name.clone());
+                        projection.len() - 1
+                    }));
                     set.push(match assigned {
                         None => {
                             projection.push(column.name.clone());
@@ -215,6 +250,6 @@ impl super::Frontend {
         };
         select.projection = projection.iter().map(column).chain(values.into_iter().enumerate().map(value)).collect();
         select.selection = change.selection.clone();
-        Ok(Resolved { table, query: *query, set })
+        Ok(Resolved { table, query: *query, set, before })
     }
 }

@@ -234,7 +234,6 @@ mod tests {
             name: table.name,
             schema: table.schema,
             partition: table.partition,
-            options: table.options,
             regions: (0..count).map(region).collect(),
         }
     }

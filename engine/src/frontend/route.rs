@@ -13,7 +13,7 @@ use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::options::Options;
-use crate::region::request::{ReplicaStatus, SstStatus};
+use crate::region::request::{PinStatus, ReplicaStatus, SstStatus};
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
@@ -135,6 +135,14 @@ impl Routes {
         let within = self.within(deadline);
         match self.router.call(node, Request::Files, within).await? {
             Response::Files(files) => Ok(files),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// The pins of a region.
+    pub async fn pins(&self, region: &RegionDef, deadline: Deadline) -> Result<Vec<PinStatus>> {
+        match self.region(region, &Request::Pins { region: region.id }, deadline).await.result? {
+            Response::Pins(pins) => Ok(pins),
             other => Err(mismatch(&other)),
         }
     }

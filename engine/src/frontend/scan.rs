@@ -296,6 +296,7 @@ impl RegionScan {
     async fn page(&self, region: &RegionDef, from: Option<&ScanAnswer>) -> Result<ScanAnswer> {
         let named = |field: &&Arc<Field>| field.name() != SEQUENCE;
         let scan = ScanRequest {
+            since: None,
             schema_version: self.source.table.schema.version,
             columns: self.asked.fields().iter().filter(named).map(|field| field.name().clone()).collect(),
             predicates: self.predicates.clone(),
@@ -468,7 +469,6 @@ mod tests {
             name: table.name,
             schema: table.schema,
             partition: table.partition,
-            options: table.options,
             regions: Vec::new(),
         };
         let predicates = predicates(&filter, &table)?;

@@ -225,6 +225,8 @@ scripts! {
     errors
     explain
     insert
+    merge_modes
+    options
     partitions
     queries
     retries

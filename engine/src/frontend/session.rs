@@ -138,7 +138,7 @@ impl Session {
             }
             Statement::Explain(statement) => self.frontend.explain(statement, deadline).await,
             Statement::ShowTables => self.frontend.show_tables(deadline).await,
-            Statement::Admin { verb, table } => self.frontend.admin(*verb, table, deadline).await,
+            Statement::Admin { verb, table } => self.frontend.admin(verb.clone(), table, deadline).await,
         }
     }
 

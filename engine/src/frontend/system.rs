@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{
+    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt32Array, UInt64Array,
+};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use datafusion::datasource::{MemTable, TableProvider};
 use futures::future::join_all;
@@ -13,12 +15,12 @@ use super::{Frontend, Output};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::ProcedureStatus;
-use crate::region::request::{ReplicaStatus, SstStatus};
+use crate::region::request::{PinStatus, ReplicaStatus, SstStatus};
 use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
 use crate::types::{NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 4] = ["tables", "regions", "ssts", "jobs"];
+const TABLES: [&str; 5] = ["tables", "regions", "ssts", "pins", "jobs"];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -34,6 +36,7 @@ impl Frontend {
             "tables" => tables(&self.routes().tables(deadline).await?)?,
             "regions" => self.regions(deadline).await?,
             "ssts" => self.ssts(deadline).await?,
+            "pins" => self.pins(deadline).await?,
             "jobs" => jobs(&self.routes().procedures(deadline).await?)?,
             _ => {
                 let message = format!("there is no table sys.{name}{}", suggest(name, TABLES));
@@ -147,6 +150,31 @@ impl Frontend {
     }
 }
 
+impl Frontend {
+    /// One row for each pin of each region, as its leader says.
+    async fn pins(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
+        let tables = self.routes().tables(deadline).await?;
+        let regions = tables.iter().flat_map(|table| table.regions.iter().map(move |region| (&table.name, region)));
+        let asked = regions.map(|(table, region)| async move { (table, self.routes().pins(region, deadline).await) });
+        let mut pins: Vec<(&String, PinStatus)> = Vec::new();
+        for (table, answer) in join_all(asked).await {
+            pins.extend(answer?.into_iter().map(|pin| (table, pin)));
+        }
+        let column = |value: fn(&PinStatus) -> u64| -> ArrayRef {
+            Arc::new(UInt64Array::from_iter_values(pins.iter().map(|(_, pin)| value(pin))))
+        };
+        let at = TimestampMillisecondArray::from_iter_values(pins.iter().map(|(_, pin)| pin.at.0));
+        batch(vec![
+            ("table_name", false, texts(pins.iter().map(|(table, _)| Some((*table).clone())))),
+            ("region", false, texts(pins.iter().map(|(_, pin)| Some(pin.region.to_string())))),
+            ("pin", false, texts(pins.iter().map(|(_, pin)| Some(pin.name.clone())))),
+            ("sequence", false, column(|pin| pin.sequence.0)),
+            ("newer", false, column(|pin| pin.newer)),
+            ("pinned_at", false, Arc::new(at)),
+        ])
+    }
+}
+
 fn jobs(procedures: &[ProcedureStatus]) -> Result<(SchemaRef, RecordBatch)> {
     let text = |value: fn(&ProcedureStatus) -> &String| texts(procedures.iter().map(|one| Some(value(one).clone())));
     batch(vec![
@@ -175,10 +203,6 @@ fn tables(tables: &[TableDef]) -> Result<(SchemaRef, RecordBatch)> {
         let shown = table.schema.columns().iter().map(|column| format!("{} {}", column.name, column.column_type));
         shown.collect::<Vec<_>>().join(", ")
     };
-    let options = |table: &TableDef| {
-        let shown = table.options.iter().map(|(name, value)| format!("{name} = {value}"));
-        shown.collect::<Vec<_>>().join(", ")
-    };
     batch(vec![
         ("table_id", false, Arc::new(UInt32Array::from_iter_values(tables.iter().map(|table| table.id.0)))),
         ("table_name", false, texts(tables.iter().map(|table| Some(table.name.clone())))),
@@ -189,7 +213,7 @@ fn tables(tables: &[TableDef]) -> Result<(SchemaRef, RecordBatch)> {
         ("regions", false, {
             Arc::new(UInt64Array::from_iter_values(tables.iter().map(|table| table.regions.len() as u64)))
         }),
-        ("options", false, texts(tables.iter().map(|table| Some(options(table))))),
+        ("options", false, texts(tables.iter().map(|table| Some(table.schema.options().to_string())))),
         ("schema_version", false, {
             Arc::new(UInt64Array::from_iter_values(tables.iter().map(|table| table.schema.version)))
         }),

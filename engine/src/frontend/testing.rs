@@ -19,12 +19,12 @@ use crate::event::{Event, Events, Listen};
 use crate::meta::catalog::{CreateTable, PartitionRule, RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::options::Options;
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
+use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};
 use crate::types::{
-    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, ProcedureId, RegionId,
-    ReplicaId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch,
+    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, Position, ProcedureId,
+    RegionId, ReplicaId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch,
     encode_keys,
 };
 
@@ -58,6 +58,7 @@ struct State {
 struct Region {
     leader: NodeId,
     sequence: u64,
+    pins: BTreeMap<String, u64>,
     /// The versions of each row: a whole row, or none where it was deleted.
     rows: BTreeMap<Key, Vec<(u64, Option<RecordBatch>)>>,
     results: BTreeMap<RequestId, Result<WriteAnswer>>,
@@ -364,7 +365,30 @@ impl State {
                 self.regions.get_mut(&region).expect("it has a leader").leader = NodeId(to.0);
                 Ok(Response::Done)
             }
-            Request::Flush { region } | Request::Compact { region } => {
+            Request::Pin { region, name } => {
+                self.check_leader(node, region)?;
+                let region = self.regions.get_mut(&region).expect("it has a leader");
+                region.pins.entry(name).or_insert(region.sequence);
+                Ok(Response::Done)
+            }
+            Request::Unpin { region, name } => {
+                self.check_leader(node, region)?;
+                self.regions.get_mut(&region).expect("it has a leader").pins.remove(&name);
+                Ok(Response::Done)
+            }
+            Request::Pins { region: id } => {
+                self.check_leader(node, id)?;
+                let region = &self.regions[&id];
+                let status = |(name, sequence): (&String, &u64)| PinStatus {
+                    region: id,
+                    name: name.clone(),
+                    sequence: Sequence(*sequence),
+                    newer: region.sequence - sequence,
+                    at: Timestamp(1_000),
+                };
+                Ok(Response::Pins(region.pins.iter().map(status).collect()))
+            }
+            Request::Flush { region } | Request::Compact { region, .. } => {
                 self.table(region)?;
                 Ok(Response::Done)
             }
@@ -502,8 +526,8 @@ impl State {
             let leader = NODES[region.id.number() as usize % NODES.len()];
             self.regions.insert(region.id, Region { leader, ..Region::default() });
         }
-        let CreateTable { name, schema, partition, options, .. } = table;
-        let table = TableDef { id, name: name.clone(), schema, partition, options, regions };
+        let CreateTable { name, schema, partition, .. } = table;
+        let table = TableDef { id, name: name.clone(), schema, partition, regions };
         self.tables.insert(name, table.clone());
         Ok(MetaAnswer::Created(table))
     }
@@ -595,7 +619,7 @@ impl Region {
         let mut found: Vec<(&Key, u64, &RecordBatch)> = Vec::new();
         let mut more = false;
         for (key, versions) in &self.rows {
-            if scan.after.as_ref().is_some_and(|after| key <= after) {
+            if scan.after.as_ref().is_some_and(|after| *key <= after.key) {
                 continue;
             }
             let visible = versions.iter().rev().find(|(sequence, _)| *sequence <= upto.0);
@@ -617,7 +641,8 @@ impl Region {
             }
             found.push((key, *sequence, row));
         }
-        let next = if more { found.last().map(|(key, _, _)| (*key).clone()) } else { None };
+        let position = |key: &Key| Position { key: key.clone(), sequence: Sequence(0) };
+        let next = if more { found.last().map(|(key, _, _)| position(key)) } else { None };
         let rows = found.len() as u64;
         let mut batches: Vec<Bytes> = Vec::new();
         if rows > 0 && (!scan.columns.is_empty() || scan.with_sequence) {

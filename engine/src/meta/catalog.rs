@@ -13,12 +13,10 @@ pub struct TableDef {
     pub id: TableId,
     /// Unique among the tables that exist.
     pub name: String,
-    /// Its columns and row key.
+    /// Its columns, row key and options.
     pub schema: Schema,
     /// Which row belongs to which region.
     pub partition: PartitionRule,
-    /// Options given at CREATE, by name.
-    pub options: BTreeMap<String, String>,
     /// The regions, by number: region `i` holds partition `i`.
     pub regions: Vec<RegionDef>,
 }
@@ -200,12 +198,12 @@ pub enum CompareOp {
 pub struct CreateTable {
     /// The name.
     pub name: String,
-    /// Columns and row key, version 1.
+    /// Columns, row key and options, version 1.
     pub schema: Schema,
     /// Checked already: no gaps, no overlaps.
     pub partition: PartitionRule,
-    /// Known options with legal values.
-    pub options: BTreeMap<String, String>,
+    /// Replicas of each region; none: three, or as many as there are nodes.
+    pub replicas: Option<u32>,
     /// Whether it is fine that a table of that name exists.
     pub if_not_exists: bool,
 }

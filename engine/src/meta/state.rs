@@ -460,16 +460,11 @@ impl MetaState {
             }
         };
         let nodes = cluster.nodes.len();
-        let replicas = match table.options.get("replicas") {
-            None => nodes.min(3),
-            Some(text) => match text.parse::<usize>() {
-                Ok(replicas) if (1..=nodes).contains(&replicas) => replicas,
-                _ => {
-                    let message = format!("replicas = {text:?}: must be 1 to {nodes}, the number of nodes");
-                    return Err(Error::invalid(Invalid::Option, message));
-                }
-            },
-        };
+        let replicas = table.replicas.map_or(nodes.min(3), |replicas| replicas as usize);
+        if !(1..=nodes).contains(&replicas) {
+            let message = format!("table option replicas = {replicas}: must be 1 to {nodes}, the number of nodes");
+            return Err(Error::invalid(Invalid::Option, message));
+        }
         let used_up = || Error::invalid(Invalid::OutOfRange, "all table ids have been given out");
         let id = self.next.table;
         self.next.table = TableId(id.0.checked_add(1).ok_or_else(used_up)?);
@@ -480,7 +475,6 @@ impl MetaState {
             name: table.name,
             schema: table.schema,
             partition: table.partition,
-            options: table.options,
             regions: place(id, regions, replicas, first, &self.load()),
         })
     }

@@ -1,4 +1,4 @@
-//! The columns of a region's table change.
+//! The columns or options of a region's table change.
 //!
 //! The memtable is frozen under the schema that its rows were written by; rows to come are of the new one. Nothing is
 //! rewritten: whoever reads older rows gets them in the new shape ([`Shape`](crate::storage)). A flush that was begun before
@@ -17,7 +17,7 @@ use super::request::WriteAnswer;
 use super::{Region, State};
 use crate::event::Event;
 use crate::meta::catalog::TableDef;
-use crate::types::{LogId, ProcedureId, Schema};
+use crate::types::{LogId, MergeMode, ProcedureId, Schema};
 
 impl Region {
     /// Applies the entry `id`.
@@ -44,7 +44,12 @@ impl State {
             return false;
         }
         self.side.procedure = Some(by);
-        self.version = Arc::new(self.version.with_schema(Arc::new(schema.clone())));
+        let mode = |schema: &Schema| schema.options().merge_mode;
+        if mode(&schema) == MergeMode::Append && mode(self.version.schema()) != MergeMode::Append {
+            self.side.appends_after = self.side.sequence;
+        }
+        let rules = self.side.rules(&Arc::new(schema.clone()));
+        self.version = Arc::new(self.version.with_rules(rules));
         self.table = Arc::new(TableDef { schema, ..TableDef::clone(&self.table) });
         true
     }

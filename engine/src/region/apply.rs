@@ -18,7 +18,7 @@ impl Machine for Region {
     fn flushed(&self) -> (Option<LogId>, Membership) {
         // Asked before anything is applied, when the side state is that of the manifest, and for the snapshot's id.
         let state = self.state.lock().expect("no panic holds the lock");
-        (state.version.flushed, state.side.membership.clone())
+        (state.version.flushed.log_id, state.side.membership.clone())
     }
 
     async fn apply(&self, id: LogId, change: Change) -> Result<Bytes> {
@@ -59,6 +59,9 @@ impl Region {
             Command::Write { write, sessions } => (write, sessions),
             Command::Alter { by, schema } => return Ok(self.apply_alter(id, command, by, *schema)),
             Command::Truncate { by } => return Ok(self.apply_truncate(id, command, by)),
+            Command::Expire { before } => return Ok(self.apply_expire(id, command, before)),
+            Command::Pin { name, at } => return Ok(self.apply_pin(id, command, name, at)),
+            Command::Unpin { name } => return Ok(self.apply_unpin(id, command, &name)),
         };
         let verdict = self.judge(&write).await?;
         Ok(self.finish(id, command, |state| {
@@ -94,7 +97,7 @@ impl Region {
                 }
             }
         }
-        let schema = self.version().schema.clone();
+        let schema = self.version().schema().clone();
         if write.schema_version != schema.version {
             let version = write.schema_version;
             self.spec.events.emit(|| Event::WriteOutdated { region: self.id, replica, version });
@@ -138,9 +141,9 @@ impl Region {
             let sequence = state.side.sequence;
             state.horizon.note(sequence);
             let memtable = &state.version.mutable;
-            let options = &self.spec.options;
-            let is_full =
-                memtable.rows() as u64 >= options.memtable_rows || memtable.bytes() as u64 >= options.memtable_bytes;
+            let (table, node) = (state.version.schema().options(), &self.spec.options);
+            let is_full = memtable.rows() as u64 >= table.memtable_rows.unwrap_or(node.memtable_rows)
+                || memtable.bytes() as u64 >= table.memtable_bytes.unwrap_or(node.memtable_bytes);
             (outcome, state.side.sequence, state.side.digest, is_full)
         };
         self.visible.send_replace(sequence);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{WriteAnswer, WriteRequest};
 use crate::error::Error;
-use crate::types::{ProcedureId, Schema};
+use crate::types::{ProcedureId, Schema, Timestamp};
 
 /// An entry of a region's log. Everything that its effect depends on stands in it or in the replicated state, never in
 /// the options of the node that applies it.
@@ -29,6 +29,23 @@ pub enum Command {
     Truncate {
         /// On whose behalf.
         by: ProcedureId,
+    },
+    /// Rows of an earlier time go. With a watermark that is not later than the one before it does nothing.
+    Expire {
+        /// The watermark, in the unit of the TIME INDEX.
+        before: i64,
+    },
+    /// What is visible now stays readable, with everything behind it. Under a name that is pinned it does nothing.
+    Pin {
+        /// Its name.
+        name: String,
+        /// When, by the clock of the leader that proposes it.
+        at: Timestamp,
+    },
+    /// A pin goes. Fine if it is gone.
+    Unpin {
+        /// Its name.
+        name: String,
     },
 }
 

@@ -9,7 +9,7 @@
 //! When it fails, outputs are removed, never inputs. A worker compacts, one compaction of a region at a time: what is
 //! picked stays until the end, unless a snapshot or a truncation replaces everything, which its generation tells.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -22,19 +22,28 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::options::Pauses;
 use crate::storage::FileId;
-use crate::storage::compaction::{Strategy, pick};
+use crate::storage::compaction::{Strategy, pick, window_length};
 use crate::storage::manifest::{Action, Edit, ManifestState};
 use crate::storage::merge::Merge;
+use crate::storage::rows::timestamps;
+use crate::storage::rules::Rules;
 use crate::storage::scan::{Left, Retention};
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::types::{ColumnType, Schema, Sequence, TimeUnit};
+use crate::types::{Schema, Sequence, TimeUnit};
 
 /// What a region needs to compact.
 pub(super) struct Compacting {
     /// Wakes the worker: there are other files than before, or somebody asks.
     pub due: Notify,
     /// Who asked for a compaction of everything; none: the region is closed.
-    asked: Mutex<Option<Vec<oneshot::Sender<Result<()>>>>>,
+    asked: Mutex<Option<Vec<Asked>>>,
+}
+
+/// Somebody waits for a compaction.
+struct Asked {
+    /// See [`Region::compact`].
+    is_strict: bool,
+    done: oneshot::Sender<Result<()>>,
 }
 
 impl Default for Compacting {
@@ -49,7 +58,7 @@ impl Compacting {
         *self.asked.lock().expect("no panic holds the lock") = None;
     }
 
-    fn take(&self) -> Vec<oneshot::Sender<Result<()>>> {
+    fn take(&self) -> Vec<Asked> {
         self.asked.lock().expect("no panic holds the lock").as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
@@ -61,8 +70,15 @@ pub(super) struct Compaction {
     oldest: Sequence,
     /// Of the version that the inputs were picked of.
     generation: u64,
-    /// Versions read.
+    /// Versions in the inputs.
     taken: u64,
+}
+
+/// What a compaction has written.
+#[derive(Default)]
+struct Outputs<'a> {
+    writing: Vec<Writing<'a>>,
+    files: Vec<FileMeta>,
 }
 
 impl Compaction {
@@ -116,6 +132,26 @@ impl Horizon {
     }
 }
 
+/// The windows that the files have rows of, each with its first and last time, ascending.
+async fn windows(
+    rules: &Arc<Rules>,
+    files: &[Arc<Sst>],
+    strategy: &Strategy,
+    batch_rows: usize,
+) -> Result<Vec<(i64, i64)>> {
+    let length = window_length(files.iter().map(|file| file.meta()), strategy);
+    let mut numbers = BTreeSet::new();
+    let mut merge = Merge::times(rules, files.iter().cloned(), batch_rows);
+    while let Some(rows) = merge.next().await? {
+        numbers.extend(timestamps(rows.batch.column(0)).iter().map(|time| time.div_euclid(length)));
+    }
+    let bounds = |number: i64| {
+        let from = number.saturating_mul(length);
+        (from, from.saturating_add(length - 1))
+    };
+    Ok(numbers.into_iter().map(bounds).collect())
+}
+
 /// Compacts whenever there are other files than before and they are too many, or somebody asks. After a failure it pauses.
 pub(super) async fn work(region: Weak<Region>) {
     let mut failing: Option<Pauses> = None;
@@ -134,10 +170,8 @@ pub(super) async fn work(region: Weak<Region>) {
         }
         let asked = region.compacting.take();
         let options = &region.spec.options;
-        let strategy = match asked.is_empty() {
-            true => region.strategy(options.compaction_active_runs, options.compaction_inactive_runs),
-            false => region.strategy(1, 1),
-        };
+        let is_strict = asked.iter().any(|asked| asked.is_strict);
+        let strategy = region.strategy(!asked.is_empty(), is_strict);
         let done = region.compact_by(&strategy).await;
         failing = match &done {
             Ok(()) => None,
@@ -149,18 +183,18 @@ pub(super) async fn work(region: Weak<Region>) {
         };
         for who in asked {
             // Who asked may be gone.
-            let _ = who.send(done.clone());
+            let _ = who.done.send(done.clone());
         }
     }
 }
 
 impl Region {
     /// Merges the files of each window into one run, however few they are. Memtables are left alone. Whoever stops waiting
-    /// does not stop it.
-    pub async fn compact(&self) -> Result<()> {
+    /// does not stop it. `is_strict`: files that have rows of several windows are split first, so that each has those of one.
+    pub async fn compact(&self, is_strict: bool) -> Result<()> {
         let (done, answer) = oneshot::channel();
         match self.compacting.asked.lock().expect("no panic holds the lock").as_mut() {
-            Some(asked) => asked.push(done),
+            Some(asked) => asked.push(Asked { is_strict, done }),
             None => return Err(Error::Stopped),
         }
         self.compacting.due.notify_one();
@@ -172,22 +206,30 @@ impl Region {
         Ok(())
     }
 
-    fn strategy(&self, active_runs: u64, inactive_runs: u64) -> Strategy {
-        let (options, schema) = (&self.spec.options, self.version().schema.clone());
+    /// As the table says, or else the node; `is_asked`: to one run in each window.
+    fn strategy(&self, is_asked: bool, is_strict: bool) -> Strategy {
+        let (options, version) = (&self.spec.options, self.version());
+        let schema = version.schema();
+        let table = schema.options();
         let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-        let unit = schema.time_index().map(|at| schema.columns()[at].column_type);
-        Strategy {
-            window: None,
-            unit: match unit {
-                Some(ColumnType::Timestamp(unit)) => unit,
-                _ => TimeUnit::Second,
-            },
-            active_runs: count(active_runs),
-            inactive_runs: count(inactive_runs),
+        let unit = schema.time_unit().unwrap_or(TimeUnit::Second);
+        let runs = |of_table: Option<u64>, of_node| if is_asked { 1 } else { count(of_table.unwrap_or(of_node)) };
+        let mut strategy = Strategy {
+            window: table.compaction_window_ms.map(|ms| unit.of_ms(ms)),
+            is_strict: is_strict && schema.time_index().is_some(),
+            unit,
+            active_runs: runs(table.compaction_active_runs, options.compaction_active_runs),
+            inactive_runs: runs(table.compaction_inactive_runs, options.compaction_inactive_runs),
             small_files: count(options.compaction_small_files),
             max_inputs: count(options.compaction_max_inputs),
             output_bytes: options.compaction_output_bytes,
+        };
+        if strategy.is_strict {
+            // The files that suggest a window are about to be replaced.
+            let files = version.ssts.values().map(|sst| sst.meta());
+            strategy.window = Some(window_length(files, &strategy));
         }
+        strategy
     }
 
     /// Merges what `strategy` picks; false: it picks nothing.
@@ -201,34 +243,56 @@ impl Region {
             let mut state = self.state.lock().expect("no panic holds the lock");
             (state.version.clone(), state.horizon.passed())
         };
-        let Some(pick) = pick(version.ssts.values().map(|sst| sst.meta()), strategy) else { return Ok(false) };
-        let oldest = passed.unwrap_or(Sequence(0)).min(version.flushed_sequence).max(version.oldest);
+        let flushed = version.flushed.clone();
+        let horizon = passed.unwrap_or(Sequence(0)).min(flushed.sequence);
+        let oldest = horizon.min(flushed.pinned.unwrap_or(horizon)).max(version.oldest);
+        let hidden = flushed.rules.ranges.upto(oldest);
+        let files = || version.ssts.values().map(|sst| sst.meta());
+        // What nobody can see goes without being read.
+        let gone: Vec<FileId> = files().filter(|file| hidden.hides_file(file)).map(|file| file.id).collect();
+        let (picked, is_split) = match gone.is_empty() {
+            true => match pick(files(), strategy) {
+                Some(pick) => (pick.inputs, pick.is_split),
+                None => return Ok(false),
+            },
+            false => (gone.clone(), false),
+        };
         let (inputs, left): (Vec<_>, Vec<_>) =
-            version.ssts.values().cloned().partition(|sst| pick.inputs.contains(&sst.meta().id));
+            version.ssts.values().cloned().partition(|sst| picked.contains(&sst.meta().id));
         let (region, replica, count) = (self.id, self.spec.replica, inputs.len() as u64);
         let rows = inputs.iter().map(|sst| sst.meta().rows).sum();
         self.spec.events.emit(|| Event::CompactionStarted { region, replica, inputs: count, rows });
-        let left = left.iter().map(|sst| sst.meta()).map(|meta| Left {
-            first_key: meta.first_key.clone(),
-            last_key: meta.last_key.clone(),
-            first_sequence: meta.first_sequence,
-        });
-        let retention = Retention { horizon: oldest, left: left.collect() };
+        let left = left.iter().map(|sst| Left::of(sst.meta())).collect();
+        let retention = Retention { horizon: oldest, hidden, left };
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let mut merged = Merge::retained(&version.flushed_schema, inputs, retention, batch_rows);
-        let mut writing = Vec::new();
-        let mut outputs = Vec::new();
-        let (schema, limit) = (&version.flushed_schema, strategy.output_bytes);
+        let mut outputs = Outputs::default();
+        let (rules, limit) = (&flushed.rules, strategy.output_bytes);
+        let work = async {
+            if !gone.is_empty() {
+                return Ok(());
+            }
+            let passes = match is_split {
+                true => windows(rules, &inputs, strategy, batch_rows).await?.into_iter().map(Some).collect(),
+                false => vec![None],
+            };
+            for within in passes {
+                let merged = Merge::retained(rules, inputs.iter().cloned(), retention.clone(), within, batch_rows);
+                self.write_outputs(&rules.schema, merged, limit, &mut outputs).await?;
+            }
+            Ok(())
+        };
         let written = tokio::select! {
             biased;
             // What was written by then is removed as after a failure, or collected when the region is opened again.
             () = self.closed() => Err(Error::Stopped),
-            written = self.write_outputs(schema, &mut merged, limit, &mut writing, &mut outputs) => written,
+            written = work => written,
         };
-        let (generation, taken) = (version.generation, merged.taken() as u64);
-        let compaction = Compaction { inputs: pick.inputs, outputs, oldest, generation, taken };
-        // The inputs are not held for longer than they are read.
-        drop((merged, version));
+        let generation = version.generation;
+        let Outputs { writing, files: outputs } = outputs;
+        let compaction = Compaction { inputs: picked, outputs, oldest, generation, taken: rows };
+        // The inputs are not held for longer than they are read; new files are no orphans until they are in the manifest.
+        drop((inputs, version));
+        let _writing = writing;
         let done = match written {
             Ok(()) => self.commit_compaction(compaction).await,
             Err(err) => Err((err, compaction.outputs)),
@@ -248,18 +312,17 @@ impl Region {
     async fn write_outputs<'a>(
         &'a self,
         schema: &Schema,
-        merged: &mut Merge,
+        mut merged: Merge,
         limit: u64,
-        writing: &mut Vec<Writing<'a>>,
-        outputs: &mut Vec<FileMeta>,
+        outputs: &mut Outputs<'a>,
     ) -> Result<()> {
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
         loop {
             let file = self.ids.next();
-            let written = sst::write(disk, folder, file.id, schema, options, limit, merged).await?;
+            let written = sst::write(disk, folder, file.id, schema, options, limit, &mut merged).await?;
             let Some(meta) = written else { return Ok(()) };
-            writing.push(file);
-            outputs.push(FileMeta { level: 1, ..meta });
+            outputs.writing.push(file);
+            outputs.files.push(FileMeta { level: 1, ..meta });
         }
     }
 

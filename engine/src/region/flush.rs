@@ -22,6 +22,7 @@ use crate::storage::manifest::{Action, Edit, ManifestState, Past};
 use crate::storage::memtable::Memtable;
 use crate::storage::merge::Merge;
 use crate::storage::sst::{self, FileMeta, Sst};
+use crate::storage::version::Flushed;
 use crate::types::{LogId, Sequence};
 
 /// A flush between freeze and publication.
@@ -30,6 +31,8 @@ pub(super) struct Flush {
     file: Option<FileMeta>,
     past: Past,
     upto: LogId,
+    /// What the version says of itself afterwards.
+    flushed: Flushed,
     rows: u64,
     /// Files that a truncation before `upto` hid.
     truncated: Vec<FileId>,
@@ -51,11 +54,16 @@ impl Flush {
 /// retired files when there are new ones, and now and then while somebody reads them.
 pub(super) async fn work(region: Weak<Region>) {
     let Some(options) = region.upgrade().map(|region| region.spec.options.clone()) else { return };
-    let interval = Duration::from_millis(options.flush_interval_ms);
+    let mut interval = Duration::from_millis(options.flush_interval_ms);
     let mut due = Instant::now() + interval;
     let mut failing: Option<Pauses> = None;
     loop {
         let Some(region) = region.upgrade() else { return };
+        let now = Duration::from_millis(region.flush_interval_ms());
+        if interval != now {
+            due = due + now - interval;
+            interval = now;
+        }
         let is_due = tokio::select! {
             biased;
             () = region.closed() => return,
@@ -83,6 +91,11 @@ pub(super) async fn work(region: Weak<Region>) {
 }
 
 impl Region {
+    /// As the table says, or else the node.
+    fn flush_interval_ms(&self) -> u64 {
+        self.version().schema().options().flush_interval_ms.unwrap_or(self.spec.options.flush_interval_ms)
+    }
+
     /// Writes everything that was applied until now to files. Answers when it is there; at once if there was nothing.
     pub async fn flush(&self) -> Result<()> {
         let mut files = self.files().await?;
@@ -91,12 +104,13 @@ impl Region {
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let schema = Arc::new(flush.table.schema.clone());
-        let mut merged = Merge::all_versions(&schema, flush.memtables.iter().cloned(), [], batch_rows);
+        let rules = flush.flushed.rules.clone();
+        let schema = &rules.schema;
+        let mut merged = Merge::all_versions(&rules, flush.memtables.iter().cloned(), [], batch_rows);
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
         let writing = self.ids.next();
         if flush.rows > 0 {
-            flush.file = sst::write(disk, folder, writing.id, &schema, options, u64::MAX, &mut merged).await?;
+            flush.file = sst::write(disk, folder, writing.id, schema, options, u64::MAX, &mut merged).await?;
         }
         flush.past.definition = encode_definition(&flush.table);
         flush.past.side = side.encode();
@@ -114,7 +128,7 @@ impl Region {
     /// Step 1. None: everything is in files.
     fn freeze(&self) -> Option<(Flush, Side)> {
         let mut state = self.state.lock().expect("no panic holds the lock");
-        let upto = state.side.applied.filter(|applied| Some(*applied) != state.version.flushed)?;
+        let upto = state.side.applied.filter(|applied| Some(*applied) != state.version.flushed.log_id)?;
         let frozen = state.version.with_frozen();
         let memtables = frozen.frozen.clone();
         state.version = Arc::new(frozen);
@@ -124,7 +138,9 @@ impl Region {
         let truncated = state.truncated.iter().map(|sst| sst.meta().id).collect();
         let (oldest, generation) = (state.version.oldest, state.version.generation);
         let table = state.table.clone();
-        Some((Flush { memtables, file: None, past, upto, rows, truncated, oldest, generation, table }, side))
+        let (rules, pinned) = (state.version.rules.clone(), side.pinned());
+        let flushed = Flushed { log_id: Some(upto), sequence: side.sequence, rules, pinned };
+        Some((Flush { memtables, file: None, past, upto, flushed, rows, truncated, oldest, generation, table }, side))
     }
 
     /// Step 4.
@@ -134,7 +150,6 @@ impl Region {
             added = Some(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, file).await?);
         }
         let (upto, sequence, rows) = (flush.upto, flush.past.sequence, flush.rows);
-        let schema = Arc::new(flush.table.schema.clone());
         self.swap("flush", |state| {
             let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut state.truncated)
                 .into_iter()
@@ -145,7 +160,7 @@ impl Region {
             let memtables = if is_current { flush.memtables.as_slice() } else { &[] };
             // Truncated meanwhile: the manifest names the file until the next flush.
             state.truncated.extend(added.take_if(|_| !is_current).map(Arc::new));
-            let next = state.version.with_flushed(memtables, added, Some(upto), sequence, schema);
+            let next = state.version.with_flushed(memtables, added, flush.flushed.clone());
             state.version =
                 Arc::new(next.expect("only a flush takes frozen memtables away, and there is one at a time"));
         });

@@ -20,7 +20,7 @@ use crate::event::Event;
 use crate::raft::{Snapshot, SnapshotFile};
 use crate::storage::manifest::{Action, Edit, Past};
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::storage::version::Version;
+use crate::storage::version::{Flushed, Version};
 use crate::types::Sequence;
 
 /// How the folders begin that snapshots are received into.
@@ -39,7 +39,7 @@ struct Header {
 impl Region {
     /// What the manifest says now; its files stay while the snapshot lives.
     pub(super) async fn build_snapshot(&self) -> Result<Snapshot> {
-        if self.version().flushed.is_none() {
+        if self.version().flushed.log_id.is_none() {
             self.flush().await?;
         }
         let files = self.files().await?;
@@ -120,7 +120,9 @@ impl Region {
         let (flushed, sequence) = (header.past.flushed, header.past.sequence);
         self.swap("install", |state| {
             let generation = state.version.generation + 1;
-            let next = Version::new(Arc::new(table.schema.clone()), ssts, flushed, sequence, header.oldest, generation);
+            let rules = Arc::new(side.rules(&Arc::new(table.schema.clone())));
+            let durable = Flushed { log_id: flushed, sequence, rules, pinned: side.pinned() };
+            let next = Version::new(durable, ssts, header.oldest, generation);
             let old = std::mem::replace(&mut state.version, Arc::new(next));
             state.side = side;
             state.table = table;

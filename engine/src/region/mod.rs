@@ -18,9 +18,11 @@ pub mod side;
 mod alter;
 mod apply;
 mod compact;
+pub mod expire;
 mod files;
 mod flush;
 mod install;
+mod pin;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -46,7 +48,7 @@ use crate::meta::catalog::TableDef;
 use crate::options::Options;
 use crate::storage::manifest::{Manifest, Past};
 use crate::storage::sst::{FileMeta, Sst};
-use crate::storage::version::Version;
+use crate::storage::version::{Flushed, Version};
 use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
 /// Where and how a replica lives.
@@ -134,7 +136,9 @@ impl Region {
         }
         let side = Side::decode(&state.past.side)?;
         let (id, flushed, sequence) = (state.region, state.past.flushed, state.past.sequence);
-        let version = Version::new(schema.clone(), ssts, flushed, sequence, state.oldest, 0);
+        let rules = Arc::new(side.rules(&schema));
+        let durable = Flushed { log_id: flushed, sequence, rules, pinned: side.pinned() };
+        let version = Version::new(durable, ssts, state.oldest, 0);
         let horizon = Horizon::new(Duration::from_millis(spec.options.version_keep_ms), sequence);
         let ids = FileIds::from(state.next_file);
         let window = usize::try_from(spec.options.write_window).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
@@ -212,14 +216,14 @@ impl Region {
             leader: None,
             term: 0,
             applied: state.side.applied,
-            flushed: version.flushed,
+            flushed: version.flushed.log_id,
             sequence: self.visible(),
-            oldest: version.oldest,
+            oldest: version.readable(),
             memtable_rows: version.memtable_rows() as u64,
             memtable_bytes: version.memtable_bytes() as u64,
             ssts: version.ssts.len() as u64,
             sst_bytes: version.sst_bytes(),
-            schema_version: version.schema.version,
+            schema_version: version.schema().version,
         }
     }
 

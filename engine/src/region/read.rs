@@ -5,7 +5,8 @@ use super::request::{ScanAnswer, ScanRequest};
 use crate::error::{Error, Result};
 use crate::storage::merge::Limit;
 use crate::storage::scan::Scan;
-use crate::types::encode_batch;
+use crate::storage::version::Version;
+use crate::types::{Sequence, encode_batch};
 
 impl Region {
     /// One page. The caller has made sure that this replica may answer: that it leads and has applied what was
@@ -14,16 +15,16 @@ impl Region {
         // First the sequence, then the version: it has at least what was visible before.
         let visible = self.visible();
         let version = self.version();
-        if request.schema_version != version.schema.version {
-            return Err(Error::SchemaChanged { region: self.id, version: version.schema.version });
+        if request.schema_version != version.schema().version {
+            return Err(Error::SchemaChanged { region: self.id, version: version.schema().version });
         }
         let upto = request.upto.unwrap_or(visible);
         if upto > visible {
             let what = format!("replica {} of region {} has not applied {upto} yet", self.spec.replica, self.id);
             return Err(Error::Busy { what });
         }
-        if upto < version.oldest {
-            return Err(Error::TooOld { region: self.id, oldest: version.oldest });
+        if upto < version.readable() {
+            return Err(Error::TooOld { region: self.id, oldest: version.readable() });
         }
         let options = &self.spec.options;
         let rows = match request.page_rows {
@@ -39,7 +40,11 @@ impl Region {
             upto,
             after: request.after,
             include_deleted: request.include_deleted,
+            only: None,
         };
+        if let Some(since) = request.since {
+            return self.scan_changes(&version, since, &scan, Limit { rows, bytes, taken: 0 }).await;
+        }
         let page = version.scan(&scan, rows)?.page(Limit { rows, bytes, taken: rows.saturating_mul(16) }).await?;
         let encoded = |rows: &crate::storage::rows::Rows| {
             encode_batch(&rows.with_version_columns(request.with_sequence, request.include_deleted))
@@ -50,5 +55,16 @@ impl Region {
             sequence: upto,
             next: page.next,
         })
+    }
+
+    /// One page of what changed behind `since`.
+    async fn scan_changes(&self, version: &Version, since: Sequence, scan: &Scan, limit: Limit) -> Result<ScanAnswer> {
+        if since < version.readable() {
+            return Err(Error::TooOld { region: self.id, oldest: version.readable() });
+        }
+        let page = version.changes(since, scan, limit, limit.rows).await?;
+        let rows = page.keys.len() as u64;
+        let batches = if rows == 0 { Vec::new() } else { vec![encode_batch(&page.batch)] };
+        Ok(ScanAnswer { batches, rows, sequence: scan.upto, next: page.next })
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Key, LogId, NodeId, Predicate, RegionId, ReplicaId, RequestId, Sequence};
+use crate::types::{LogId, NodeId, Position, Predicate, RegionId, ReplicaId, RequestId, Sequence, Timestamp};
 
 /// Rows to put and delete in one region, as one entry: all of them or none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,10 +42,13 @@ pub struct ScanRequest {
     pub columns: Vec<String>,
     /// All must hold. May return rows for which they do not.
     pub predicates: Vec<Predicate>,
+    /// Read what changed behind this sequence: of each row that is not the same at `upto`, what it was and what it is, with the
+    /// column `__sign` (TINYINT: -1, 1) as the last one. None: what there is.
+    pub since: Option<Sequence>,
     /// Read as of this sequence. None: as of now, linearizably; the answer says what that was.
     pub upto: Option<Sequence>,
-    /// Only rows behind this key: where the page before ended.
-    pub after: Option<Key>,
+    /// Only what is behind this: where the page before ended.
+    pub after: Option<Position>,
     /// Return a page of about this many rows, at most as many as fit a frame. 0: as many as options say.
     pub page_rows: u64,
     /// Append the column `__sequence` (UINT64): the version that each row has.
@@ -64,7 +67,7 @@ pub struct ScanAnswer {
     /// The sequence that was read at: ask further pages with it.
     pub sequence: Sequence,
     /// Where the next page begins; none: that was all.
-    pub next: Option<Key>,
+    pub next: Option<Position>,
 }
 
 /// What a replica says of itself.
@@ -100,6 +103,21 @@ pub struct ReplicaStatus {
     pub sst_bytes: u64,
     /// Version of the schema.
     pub schema_version: u64,
+}
+
+/// A pin of a region: see [`Command::Pin`](super::command::Command::Pin).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStatus {
+    /// The region.
+    pub region: RegionId,
+    /// Its name.
+    pub name: String,
+    /// What stays readable, with everything behind it.
+    pub sequence: Sequence,
+    /// Sequences that were given since.
+    pub newer: u64,
+    /// When it was pinned, by the clock of the leader of then.
+    pub at: Timestamp,
 }
 
 /// A file of a replica.

@@ -2,6 +2,7 @@
 //! flushed index*, travels in snapshots, and is rebuilt by replaying the log from there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::command::Outcome;
 use crate::error::Error;
 use crate::raft::Membership;
-use crate::types::{LogId, ProcedureId, RequestId, Sequence, SessionId};
+use crate::storage::range::RangeTombstones;
+use crate::storage::rules::Rules;
+use crate::types::{LogId, ProcedureId, RequestId, Schema, Sequence, SessionId, Timestamp};
 
 /// See the module. Cloned when a flush freezes the memtable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,9 +29,34 @@ pub struct Side {
     pub sessions: Sessions,
     /// The last procedure that changed the region as a whole. There is one of them at a time, and their ids only grow.
     pub procedure: Option<ProcedureId>,
+    /// What hides many rows at once.
+    pub ranges: RangeTombstones,
+    /// See [`Rules::appends_after`].
+    pub appends_after: Sequence,
+    /// What must stay readable, by name.
+    pub pins: BTreeMap<String, Pin>,
+}
+
+/// A sequence that stays readable, with everything behind it, on every replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The newest one when the pin was applied.
+    pub sequence: Sequence,
+    /// When, by the clock of the leader that proposed it.
+    pub at: Timestamp,
 }
 
 impl Side {
+    /// The oldest sequence that is pinned.
+    pub fn pinned(&self) -> Option<Sequence> {
+        self.pins.values().map(|pin| pin.sequence).min()
+    }
+
+    /// What the versions of rows of `schema` come to.
+    pub fn rules(&self, schema: &Arc<Schema>) -> Rules {
+        Rules { schema: schema.clone(), ranges: self.ranges.clone(), appends_after: self.appends_after }
+    }
+
     /// The state as it stands in a manifest.
     pub fn encode(&self) -> Bytes {
         postcard::to_allocvec(self).expect("the side state has an encoding").into()

@@ -1,6 +1,5 @@
 //! A replica of a region by itself: what is applied to it is what a test says.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -22,7 +21,6 @@ fn table() -> TableDef {
         name: "t".into(),
         schema: Schema::new(1, vec![column], &["a".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
-        options: BTreeMap::new(),
         regions: Vec::new(),
     }
 }
@@ -43,7 +41,7 @@ async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
 
 async fn put(region: &Region, index: u64, values: &[i64]) {
     let rows = values.iter().map(|value| vec![Value::Int(*value)]).collect();
-    put_rows(region, index, &region.version().schema, rows).await;
+    put_rows(region, index, region.version().schema(), rows).await;
 }
 
 async fn put_rows(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>) {
@@ -123,14 +121,14 @@ async fn compaction_keeps_what_a_scan_may_be_reading_and_says_what_is_gone() {
         put(&region, index, &[1, 2]).await;
         region.flush().await.unwrap();
     }
-    region.compact().await.unwrap();
+    region.compact(false).await.unwrap();
     assert_eq!((region.version().ssts.len(), scan(&region, 1).await.unwrap()), (1, 1), "it is a young version");
     // Scans that began at sequence 6 may go on for so long.
     let keep = Duration::from_millis(region.spec.options.version_keep_ms);
     sleep(keep).await;
     put(&region, 4, &[1, 2]).await;
     region.flush().await.unwrap();
-    region.compact().await.unwrap();
+    region.compact(false).await.unwrap();
     let rows = |region: &Region| region.version().ssts.values().map(|sst| sst.meta().rows).sum::<u64>();
     assert_eq!((scan(&region, 6).await.unwrap(), rows(&region)), (2, 4));
     let err = scan(&region, 5).await.unwrap_err();
@@ -168,7 +166,7 @@ async fn a_compaction_that_fails_takes_nothing_away_and_is_tried_again() {
             region.flush().await.unwrap();
         }
         disk.begin(below, Fault::Error);
-        let err = region.compact().await.unwrap_err();
+        let err = region.compact(false).await.unwrap_err();
         assert_eq!(err.code(), "io", "{below}");
         assert_eq!(scan(&region, 4).await.unwrap(), 3);
         assert_eq!(
@@ -177,7 +175,7 @@ async fn a_compaction_that_fails_takes_nothing_away_and_is_tried_again() {
             "inputs stay"
         );
         disk.end_fault();
-        region.compact().await.unwrap();
+        region.compact(false).await.unwrap();
         assert_eq!((region.version().ssts.len(), scan(&region, 4).await.unwrap()), (1, 3));
         sleep(Duration::from_secs(2)).await;
         region.close().await;
@@ -242,7 +240,7 @@ async fn work_of_before_a_truncation_publishes_nothing() {
             disk.begin(below, Fault::Hang);
             let worker = region.clone();
             let work =
-                tokio::spawn(async move { if compacts { worker.compact().await } else { worker.flush().await } });
+                tokio::spawn(async move { if compacts { worker.compact(false).await } else { worker.flush().await } });
             sleep(Duration::from_millis(10)).await;
             truncate(&region, 4, 1).await;
             put(&region, 5, &[4]).await;
@@ -283,7 +281,7 @@ async fn a_closed_region_changes_no_file() {
     put(&region, 2, &[3]).await;
     let before = disk.files();
     assert_eq!(region.flush().await.unwrap_err().code(), "stopped");
-    assert_eq!(region.compact().await.unwrap_err().code(), "stopped");
+    assert_eq!(region.compact(false).await.unwrap_err().code(), "stopped");
     assert!(region.snapshot().await.is_err());
     sleep(Duration::from_secs(7_200)).await;
     assert_eq!(disk.files(), before);
@@ -316,7 +314,7 @@ async fn a_snapshot_that_is_begun_leaves_the_one_before_alone() {
 
 /// The newest rows, as they are returned.
 async fn rows(region: &Region) -> Vec<Vec<Value>> {
-    let schema = region.version().schema.clone();
+    let schema = region.version().schema().clone();
     let scan = request::ScanRequest {
         schema_version: schema.version,
         columns: schema.columns().iter().map(|column| column.name.clone()).collect(),
@@ -386,16 +384,16 @@ async fn rows_of_before_an_alteration_are_read_as_those_of_after() {
         }
         assert_eq!((rows(&region).await, region.visible()), (at_fourth.clone(), Sequence(5)), "{flushes:b}");
         region.close().await;
-        let flushed = region.version().flushed.map_or(0, |id| id.index);
+        let flushed = region.version().flushed.log_id.map_or(0, |id| id.index);
         drop(region);
         // A replica that is opened has what was flushed, and replays the rest.
         let region = replica(&disk, 1).await;
         for index in flushed + 1..=10 {
             entry(&region, index).await;
         }
-        region.compact().await.unwrap();
+        region.compact(false).await.unwrap();
         assert_eq!((rows(&region).await, region.visible()), (at_fourth.clone(), Sequence(5)), "{flushes:b}");
-        assert_eq!(region.version().schema.version, 4);
+        assert_eq!(region.version().schema().version, 4);
     }
 }
 
@@ -417,7 +415,7 @@ async fn a_snapshot_brings_the_columns_of_its_rows() {
     alter(&sender, 2, 1, &second).await;
     let snapshot = received(&disk, &receiver, sender.snapshot().await.unwrap()).await;
     receiver.install(snapshot).await.unwrap();
-    assert_eq!((rows(&receiver).await, receiver.version().schema.version), (vec![vec![Value::Int(1)]], 2));
+    assert_eq!((rows(&receiver).await, receiver.version().schema().version), (vec![vec![Value::Int(1)]], 2));
 
     put(&receiver, 3, &[2]).await;
     receiver.flush().await.unwrap();
@@ -425,5 +423,5 @@ async fn a_snapshot_brings_the_columns_of_its_rows() {
     drop(receiver);
     let receiver = replica(&disk, 2).await;
     let both = vec![vec![Value::Int(1)], vec![Value::Int(2)]];
-    assert_eq!((rows(&receiver).await, receiver.version().schema.version), (both, 2));
+    assert_eq!((rows(&receiver).await, receiver.version().schema().version), (both, 2));
 }

@@ -1,7 +1,8 @@
 //! All rows of a region go at once.
 //!
-//! The entry takes a sequence of its own. From then on reads see what is written later and nothing else; reads at earlier
-//! sequences are refused, for what they would see is not kept. In memory the version begins anew, of another generation: a
+//! The entry takes a sequence of its own. From then on reads see what is written later and nothing else. While something
+//! is pinned, what is older stays, hidden, for reads at pinned sequences ([`RangeTombstones`]); compactions drop it when the
+//! pins are gone. Otherwise reads at earlier sequences are refused, for what they would see is not kept. In memory the version begins anew, of another generation: a
 //! flush or compaction that was begun before adds nothing to it. On disk the files stay, and in the manifest, which is *as of*
 //! an entry before the truncation, until the next flush takes them out, in the edit that makes the truncation durable.
 //! Crash before that edit: the log is replayed and truncates again.
@@ -14,6 +15,8 @@ use super::command::encode_outcome;
 use super::request::WriteAnswer;
 use super::{Region, State};
 use crate::event::Event;
+#[cfg(doc)]
+use crate::storage::range::RangeTombstones;
 use crate::storage::version::Version;
 use crate::types::{LogId, ProcedureId, Sequence};
 
@@ -44,11 +47,17 @@ impl State {
         self.side.procedure = Some(by);
         let sequence = Sequence(self.side.sequence.0 + 1);
         self.side.sequence = sequence;
-        let old = &self.version;
-        let (flushed, flushed_sequence, generation) = (old.flushed, old.flushed_sequence, old.generation + 1);
-        let next = Version::new(old.schema.clone(), [], flushed, flushed_sequence, sequence, generation);
-        self.truncated.extend(old.ssts.values().cloned());
-        self.version = Arc::new(next);
+        let pinned = self.side.pinned();
+        self.side.ranges.truncate(sequence, pinned);
+        let old = self.version.clone();
+        let rules = self.side.rules(old.schema());
+        self.version = Arc::new(match pinned {
+            Some(_) => old.with_rules(rules),
+            None => {
+                self.truncated.extend(old.ssts.values().cloned());
+                Version::new(old.flushed.clone(), [], sequence, old.generation + 1).with_rules(rules)
+            }
+        });
         true
     }
 }

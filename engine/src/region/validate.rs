@@ -8,12 +8,12 @@ use super::Region;
 use super::command::Command;
 use super::request::WriteRequest;
 use crate::error::{Error, Invalid, Result};
-use crate::types::{Op, Schema, decode_batch, encode_keys};
+use crate::types::{MergeMode, Op, Schema, decode_batch, encode_keys};
 
 impl Region {
     /// The command to propose for `write`, and how many rows it has.
     pub fn validate(&self, write: WriteRequest) -> Result<(Bytes, u64)> {
-        let schema = self.version().schema.clone();
+        let schema = self.version().schema().clone();
         let rows = match write.schema_version.cmp(&schema.version) {
             Ordering::Equal => check_rows(&schema, &write)?,
             // It may be the copy of one that was applied before the table changed: the log tells.
@@ -49,6 +49,11 @@ fn check_rows(schema: &Schema, write: &WriteRequest) -> Result<u64> {
     }
     if !write.expected.is_empty() && write.expected.len() != count {
         return Err(wrong(format!("{} expected sequences for {count} rows", write.expected.len())));
+    }
+    if schema.options().merge_mode == MergeMode::Append
+        && (!write.expected.is_empty() || write.ops.iter().any(|op| *op == Op::Delete as u8))
+    {
+        return Err(wrong("a table that appends replaces and deletes no rows".into()));
     }
     if let Some(byte) = write.ops.iter().find(|byte| Op::from_byte(**byte).is_none()) {
         return Err(wrong(format!("{byte} is no op")));

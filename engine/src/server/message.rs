@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
+use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema, Timestamp};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,8 @@ pub enum Request {
     Compact {
         /// The region.
         region: RegionId,
+        /// Whether files that have rows of several windows are split.
+        is_strict: bool,
     },
     /// Give a region another schema: asked of the leader. Resent, it changes nothing.
     Alter {
@@ -111,6 +113,27 @@ pub enum Request {
         /// The schema.
         schema: Box<Schema>,
     },
+    /// Keep what is visible in a region now readable, under this name: asked of the leader. Resent, it changes nothing.
+    Pin {
+        /// The region.
+        region: RegionId,
+        /// The name.
+        name: String,
+    },
+    /// Let go what is pinned under this name: asked of the leader.
+    Unpin {
+        /// The region.
+        region: RegionId,
+        /// The name.
+        name: String,
+    },
+    /// The pins of a region: asked of the leader.
+    Pins {
+        /// The region.
+        region: RegionId,
+    },
+    /// What this node's clock says.
+    Clock,
     /// Take all rows out of a region: asked of the leader. Resent, it takes out nothing that was written since.
     Truncate {
         /// The region.
@@ -151,8 +174,10 @@ pub enum Response {
     Raft(Bytes),
     Write(WriteAnswer),
     Scan(ScanAnswer),
-    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`.
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`, `Pin`, `Unpin`.
     Done,
+    Pins(Vec<PinStatus>),
+    Clock(Timestamp),
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
     Meta(MetaAnswer),
@@ -194,6 +219,10 @@ pub enum Kind {
     Truncate = 17,
     Alter = 18,
     Files = 19,
+    Pin = 20,
+    Unpin = 21,
+    Pins = 22,
+    Clock = 23,
 }
 
 impl Kind {
@@ -218,6 +247,10 @@ impl Kind {
         (Kind::Truncate, "truncate"),
         (Kind::Alter, "alter"),
         (Kind::Files, "files"),
+        (Kind::Pin, "pin"),
+        (Kind::Unpin, "unpin"),
+        (Kind::Pins, "pins"),
+        (Kind::Clock, "clock"),
     ];
 
     /// The kind that is written as `byte`.
@@ -254,6 +287,10 @@ impl Request {
             Request::Truncate { .. } => Kind::Truncate,
             Request::Alter { .. } => Kind::Alter,
             Request::Files => Kind::Files,
+            Request::Pin { .. } => Kind::Pin,
+            Request::Unpin { .. } => Kind::Unpin,
+            Request::Pins { .. } => Kind::Pins,
+            Request::Clock => Kind::Clock,
         }
     }
 

@@ -4,6 +4,7 @@
 //! `node.rs`, by the replica that it is for. A replica that dies is opened anew; when the log has failed, the store is, as
 //! a whole.
 
+mod expiry;
 mod identity;
 pub mod message;
 mod meta_replica;

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::expiry;
 use super::identity::{Identity, next_incarnation};
 use super::message::{Request, Response, SqlAnswer};
 use super::router::Router;
@@ -75,7 +76,7 @@ pub struct Node {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     config: NodeConfig,
     seams: Seams,
     incarnation: Incarnation,
@@ -165,6 +166,7 @@ impl Shared {
             options: options.clone(),
             events: self.seams.events.clone(),
         };
+        let expiring = tokio::spawn(expiry::work(Arc::downgrade(&self)));
         let mut stopping = self.stopping.subscribe();
         let mut pauses = options.pauses();
         let ended = loop {
@@ -191,6 +193,7 @@ impl Shared {
             tokio::time::sleep(pauses.next_pause()).await;
         };
         serving.abort();
+        expiring.abort();
         ended
     }
 
@@ -208,7 +211,15 @@ impl Shared {
         Ok(SqlAnswer { session: number, affected, rows })
     }
 
-    fn store(&self) -> Result<Arc<Store>> {
+    pub(super) fn options(&self) -> &Options {
+        &self.config.options
+    }
+
+    pub(super) fn router(&self) -> &Router {
+        &self.router
+    }
+
+    pub(super) fn store(&self) -> Result<Arc<Store>> {
         let store = self.store.lock().expect("no panic holds the lock").clone();
         store.ok_or_else(|| Error::Busy { what: format!("node {} is opening its store", self.config.node) })
     }
@@ -296,7 +307,18 @@ impl Shared {
                 let command = Command::Alter { by: by.procedure, schema };
                 self.store()?.change(region, command).await.map(|()| Response::Done)
             }
-            Request::Compact { region } => self.store()?.compact(region).await.map(|()| Response::Done),
+            Request::Compact { region, is_strict } => {
+                self.store()?.compact(region, is_strict).await.map(|()| Response::Done)
+            }
+            Request::Pin { region, name } => {
+                let command = Command::Pin { name, at: self.seams.clock.now() };
+                self.store()?.change(region, command).await.map(|()| Response::Done)
+            }
+            Request::Unpin { region, name } => {
+                self.store()?.change(region, Command::Unpin { name }).await.map(|()| Response::Done)
+            }
+            Request::Pins { region } => self.store()?.pins(region).await.map(Response::Pins),
+            Request::Clock => Ok(Response::Clock(self.seams.clock.now())),
             Request::Transfer { region, to } => {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)
             }

@@ -23,9 +23,10 @@ use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::{Command, decode_outcome};
-use crate::region::request::{ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
+use crate::region::expire::Expiry;
+use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::region::{Region, ReplicaSpec};
-use crate::types::{Incarnation, RegionId, ReplicaId};
+use crate::types::{Incarnation, NodeId, RegionId, ReplicaId};
 
 use super::meta_replica::MetaReplica;
 
@@ -57,6 +58,18 @@ pub struct Replica {
     /// What the group drives.
     pub state: State,
     tending: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A region with a TTL.
+pub struct Expiring {
+    /// The region.
+    pub id: RegionId,
+    /// How far it is.
+    pub expiry: Expiry,
+    /// The earliest time of a row; none: there are no rows.
+    pub earliest: Option<i64>,
+    /// The nodes of its voters.
+    pub voters: BTreeSet<NodeId>,
 }
 
 /// The two kinds of state machine.
@@ -416,11 +429,29 @@ impl Store {
     }
 
     /// Merges the files of a region's replica. Meta has one file.
-    pub async fn compact(&self, region: RegionId) -> Result<()> {
+    pub async fn compact(&self, region: RegionId, is_strict: bool) -> Result<()> {
         match &self.of_region(region)?.state {
-            State::Region(region) => region.compact().await,
+            State::Region(region) => region.compact(is_strict).await,
             State::Meta(_) => Ok(()),
         }
+    }
+
+    /// The regions with a TTL that are led here.
+    pub fn expiring(&self) -> Vec<Expiring> {
+        let replicas = self.replicas.lock().expect("no panic holds the lock");
+        let one = |replica: &Arc<Replica>| {
+            let State::Region(region) = &replica.state else { return None };
+            let expiry = region.expiry().filter(|_| replica.group.standing().is_leader)?;
+            Some(Expiring { id: region.region(), expiry, earliest: region.earliest(), voters: region.voters() })
+        };
+        replicas.values().filter_map(one).collect()
+    }
+
+    /// The pins of a region that is led here.
+    pub async fn pins(&self, id: RegionId) -> Result<Vec<PinStatus>> {
+        let (group, region) = self.region(id)?;
+        group.read_index().await?;
+        Ok(region.pins())
     }
 
     /// The state of each replica, or of that of `region`.

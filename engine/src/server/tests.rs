@@ -78,7 +78,6 @@ fn table() -> TableDef {
         name: "t".into(),
         schema: Schema::new(1, vec![column(1, "a", false), column(2, "n", true)], &["a".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 2 },
-        options: BTreeMap::new(),
         regions: Vec::new(),
     }
 }

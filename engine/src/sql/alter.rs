@@ -2,10 +2,10 @@
 
 use datafusion::sql::sqlparser::ast;
 
-use super::create::{ColumnDef, default_of};
+use super::create::{ColumnDef, default_of, set_option};
 use super::planner::Evaluator;
 use crate::error::{Error, Invalid, Result};
-use crate::types::{Alteration, Column, ColumnDefault, ColumnId, ColumnType, Place, Schema, Value};
+use crate::types::{Alteration, Column, ColumnDefault, ColumnId, ColumnType, Place, Schema, TableOptions, Value};
 
 /// An `ALTER TABLE` as written.
 #[derive(Clone, Debug)]
@@ -56,6 +56,13 @@ pub enum Written {
         /// The default; none: it has none any more.
         default: Option<ast::Expr>,
     },
+    /// `SET (name = value)`, `UNSET (name)`
+    SetOption {
+        /// The option.
+        option: String,
+        /// Its value; none: `UNSET`.
+        value: Option<String>,
+    },
 }
 
 impl AlterTable {
@@ -69,6 +76,11 @@ impl AlterTable {
             let is_done = match change {
                 Written::Add { column, if_not_exists, .. } => *if_not_exists && is_there(&column.name),
                 Written::Drop { column, if_exists } => *if_exists && !is_there(column),
+                Written::SetOption { option, value } => {
+                    let mut options = schema.options().clone();
+                    set_option(&mut options, option, value.as_deref(), TableOptions::NAMES)?;
+                    options == *schema.options()
+                }
                 _ => false,
             };
             if !is_done {
@@ -111,6 +123,9 @@ impl AlterTable {
                 };
                 let default: Option<ColumnDefault> = default_of(known, default.as_ref(), table, evaluator)?;
                 Alteration::SetDefault { column: column.clone(), default }
+            }
+            Written::SetOption { option, value } => {
+                Alteration::SetOption { option: option.clone(), value: value.clone() }
             }
         })
     }

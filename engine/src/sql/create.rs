@@ -1,7 +1,5 @@
 //! `CREATE TABLE`: from what is written to what meta is asked for.
 
-use std::collections::BTreeMap;
-
 use datafusion::sql::sqlparser::ast;
 
 use super::cast::{repeat, to_column};
@@ -11,7 +9,7 @@ use super::planner::Evaluator;
 use super::values::for_column;
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::{self, PartitionRule};
-use crate::types::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, Value};
+use crate::types::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TableOptions, Value};
 
 /// A `CREATE TABLE` as written.
 #[derive(Clone, Debug)]
@@ -54,8 +52,19 @@ pub struct Partition {
     pub expressions: Vec<ast::Expr>,
 }
 
-/// Options that a table can be created with, and what their values are.
-const OPTIONS: &[(&str, &str)] = &[("regions", "how many regions the rows are hashed into, at least 1")];
+/// Options that count when the table is created, and what their values are. The others are [`TableOptions`].
+const OPTIONS: [(&str, &str); 2] = [
+    ("regions", "how many regions the rows are hashed into, at least 1"),
+    ("replicas", "how many nodes have a copy of each region, at least 1"),
+];
+
+/// The options of `CREATE TABLE .. WITH (..)`.
+#[derive(Default)]
+struct Given {
+    regions: Option<u32>,
+    replicas: Option<u32>,
+    others: TableOptions,
+}
 
 impl CreateTable {
     /// Without columns, as yet.
@@ -87,9 +96,11 @@ impl CreateTable {
             .collect::<Result<Vec<_>>>()?;
         let schema = Schema::new(1, columns, &self.primary_key, self.time_index.as_deref())
             .map_err(|err| Error::invalid(code(&err), format!("table {table}: {err}")))?;
-        let options = self.options()?;
-        let partition = self.partition(&schema, &options, evaluator)?;
-        Ok(catalog::CreateTable { name: table.clone(), schema, partition, options, if_not_exists: self.if_not_exists })
+        let Given { regions, replicas, others } = self.options()?;
+        let schema = schema.with_options(others)?;
+        let partition = self.partition(&schema, regions, evaluator)?;
+        let (name, if_not_exists) = (table.clone(), self.if_not_exists);
+        Ok(catalog::CreateTable { name, schema, partition, replicas, if_not_exists })
     }
 
     fn column(&self, at: usize, written: &ColumnDef, evaluator: &Evaluator) -> Result<Column> {
@@ -110,33 +121,32 @@ impl CreateTable {
         Ok(column)
     }
 
-    fn options(&self) -> Result<BTreeMap<String, String>> {
+    fn options(&self) -> Result<Given> {
+        let mut given = Given::default();
         for (name, value) in &self.options {
-            let Some((_, legal)) = OPTIONS.iter().find(|(known, _)| known == name) else {
-                let message =
-                    format!("table option {name:?} is unknown{}", suggest(name, OPTIONS.iter().map(|(name, _)| *name)));
-                return Err(Error::invalid(Invalid::UnknownOption, message));
+            let of_creation = match name.as_str() {
+                "regions" => &mut given.regions,
+                "replicas" => &mut given.replicas,
+                _ => {
+                    let known = || OPTIONS.iter().map(|(name, _)| *name).chain(TableOptions::NAMES);
+                    set_option(&mut given.others, name, Some(value), known())?;
+                    continue;
+                }
             };
-            if value.parse::<u32>().is_ok_and(|value| value >= 1) {
-                continue;
+            *of_creation = value.parse().ok().filter(|count| *count >= 1);
+            if of_creation.is_none() {
+                let (_, legal) = OPTIONS.iter().find(|(known, _)| known == name).expect("both are in the list");
+                return Err(Error::invalid(Invalid::Option, format!("table option {name} = {value}: {legal}")));
             }
-            return Err(Error::invalid(Invalid::Option, format!("table option {name} = {value}: {legal}")));
         }
-        Ok(self.options.iter().cloned().collect())
+        Ok(given)
     }
 
-    fn partition(
-        &self,
-        schema: &Schema,
-        options: &BTreeMap<String, String>,
-        evaluator: &Evaluator,
-    ) -> Result<PartitionRule> {
-        let regions = options.get("regions");
+    fn partition(&self, schema: &Schema, regions: Option<u32>, evaluator: &Evaluator) -> Result<PartitionRule> {
         let Some(written) = &self.partition else {
             let key = if schema.primary_key().is_empty() { schema.key() } else { schema.primary_key().to_vec() };
             let columns = key.iter().map(|at| schema.columns()[*at].name.clone()).collect();
-            let regions = regions.and_then(|regions| regions.parse().ok()).unwrap_or(1);
-            return Ok(PartitionRule::Hash { columns, regions });
+            return Ok(PartitionRule::Hash { columns, regions: regions.unwrap_or(1) });
         };
         if let Some(regions) = regions {
             let message = format!(
@@ -147,6 +157,21 @@ impl CreateTable {
         }
         partition::resolve(&written.columns, &written.expressions, schema, evaluator)
     }
+}
+
+/// Sets an option of a table. The names that could have been meant are `known`.
+pub(super) fn set_option(
+    options: &mut TableOptions,
+    name: &str,
+    value: Option<&str>,
+    known: impl IntoIterator<Item = &'static str> + Clone,
+) -> Result<()> {
+    options.set(name, value).map_err(|err| match Error::from(err) {
+        Error::Invalid { code: Invalid::UnknownOption, message } => {
+            Error::invalid(Invalid::UnknownOption, format!("{message}{}", suggest(name, known)))
+        }
+        other => other,
+    })
 }
 
 /// The default of `column` that is written as `expr`.

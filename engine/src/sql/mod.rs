@@ -74,12 +74,25 @@ pub enum Statement {
 }
 
 /// What an administrator may ask for that happens by itself sooner or later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminVerb {
     /// Write the memtables of each replica to files.
     Flush,
-    /// Merge the files of each replica.
-    Compact,
+    /// Merge the files of each replica; `is_strict`: split those first that have rows of several time windows.
+    Compact {
+        /// `STRICT WINDOW`
+        is_strict: bool,
+    },
+    /// Keep what is visible now readable.
+    Pin {
+        /// Its name.
+        name: String,
+    },
+    /// Let go what is pinned.
+    Unpin {
+        /// Its name.
+        name: String,
+    },
     /// Hand the leadership of a region over.
     Transfer {
         /// The number of the region.

@@ -267,7 +267,10 @@ fn alter_table(parser: &mut Parser) -> Result<Statement> {
     let name = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
     let mut changes = Vec::new();
     loop {
-        changes.push(alteration(parser)?);
+        match parser.parse_one_of_keywords(&[Keyword::SET, Keyword::UNSET]) {
+            Some(verb) => set_options(parser, verb == Keyword::SET, &mut changes)?,
+            None => changes.push(alteration(parser)?),
+        }
         if !parser.consume_token(&Token::Comma) {
             break;
         }
@@ -275,9 +278,25 @@ fn alter_table(parser: &mut Parser) -> Result<Statement> {
     Ok(Statement::AlterTable(AlterTable { name, changes }))
 }
 
+/// `(name = value, ..)` behind SET, `(name, ..)` behind UNSET.
+fn set_options(parser: &mut Parser, to_set: bool, changes: &mut Vec<Written>) -> Result<()> {
+    parser.expect_token(&Token::LParen).map_err(syntax)?;
+    loop {
+        let name = option_name(parser)?;
+        let value = if to_set { Some(option_value(parser, &name)?) } else { None };
+        changes.push(Written::SetOption { option: name, value });
+        if !parser.consume_token(&Token::Comma) {
+            break;
+        }
+    }
+    parser.expect_token(&Token::RParen).map_err(syntax).map(drop)
+}
+
+const ALTERATIONS: &str = "ADD, DROP, RENAME, ALTER, MODIFY, SET or UNSET";
+
 fn alteration(parser: &mut Parser) -> Result<Written> {
     let verb = parser.next_token();
-    let Token::Word(word) = &verb.token else { return Err(expected("ADD, DROP, RENAME, ALTER or MODIFY", &verb)) };
+    let Token::Word(word) = &verb.token else { return Err(expected(ALTERATIONS, &verb)) };
     let _ = matches!(word.keyword, Keyword::ADD | Keyword::DROP | Keyword::RENAME | Keyword::ALTER | Keyword::MODIFY)
         && parser.parse_keyword(Keyword::COLUMN);
     let column = |parser: &mut Parser| parser.parse_identifier().map(|name| fold(&name)).map_err(syntax);
@@ -325,16 +344,17 @@ fn alteration(parser: &mut Parser) -> Result<Written> {
                 return Err(expected("SET DEFAULT, DROP DEFAULT or TYPE", &parser.peek_token()));
             }
         }
-        _ => return Err(expected("ADD, DROP, RENAME, ALTER or MODIFY", &verb)),
+        _ => return Err(expected(ALTERATIONS, &verb)),
     })
 }
 
-/// `FLUSH TABLE name`, `COMPACT TABLE name` or `TRANSFER LEADER OF TABLE name REGION n TO NODE n`, behind ADMIN.
+/// `FLUSH TABLE name`, `COMPACT TABLE name [STRICT WINDOW]`, `PIN TABLE name AS name`, `UNPIN TABLE name AS name` or
+/// `TRANSFER LEADER OF TABLE name REGION n TO NODE n`, behind ADMIN.
 fn admin(parser: &mut Parser) -> Result<Statement> {
     let verb = parser.next_token();
     let written = verb.token.to_string().to_uppercase();
-    if !["FLUSH", "COMPACT", "TRANSFER"].contains(&written.as_str()) {
-        return Err(expected("FLUSH TABLE, COMPACT TABLE or TRANSFER LEADER behind ADMIN", &verb));
+    if !["FLUSH", "COMPACT", "PIN", "UNPIN", "TRANSFER"].contains(&written.as_str()) {
+        return Err(expected("FLUSH, COMPACT, PIN or UNPIN TABLE, or TRANSFER LEADER, behind ADMIN", &verb));
     }
     if written == "TRANSFER" {
         word(parser, "LEADER")?;
@@ -344,7 +364,16 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
     let table = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
     let verb = match written.as_str() {
         "FLUSH" => AdminVerb::Flush,
-        "COMPACT" => AdminVerb::Compact,
+        "COMPACT" => {
+            let is_strict = matches!(parser.peek_token().token, Token::Word(_));
+            if is_strict {
+                word(parser, "STRICT")?;
+                word(parser, "WINDOW")?;
+            }
+            AdminVerb::Compact { is_strict }
+        }
+        "PIN" => AdminVerb::Pin { name: pin_name(parser)? },
+        "UNPIN" => AdminVerb::Unpin { name: pin_name(parser)? },
         _ => {
             word(parser, "REGION")?;
             let at = parser.peek_token();
@@ -356,6 +385,12 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
         }
     };
     Ok(Statement::Admin { verb, table })
+}
+
+/// `AS name`
+fn pin_name(parser: &mut Parser) -> Result<String> {
+    word(parser, "AS")?;
+    parser.parse_identifier().map(|name| fold(&name)).map_err(syntax)
 }
 
 /// Takes the word `expected_word`, keyword or not.
@@ -759,16 +794,29 @@ fn partition(parser: &mut Parser) -> Result<Partition> {
 
 /// `name = value`
 fn option(parser: &mut Parser) -> Result<(String, String)> {
-    let word = |token: &TokenWithSpan| match &token.token {
+    let name = option_name(parser)?;
+    let value = option_value(parser, &name)?;
+    Ok((name, value))
+}
+
+fn option_word(token: &TokenWithSpan) -> Option<String> {
+    match &token.token {
         Token::Word(word) => Some(word.value.to_lowercase()),
         Token::SingleQuotedString(text) => Some(text.to_lowercase()),
         _ => None,
-    };
+    }
+}
+
+fn option_name(parser: &mut Parser) -> Result<String> {
     let token = parser.next_token();
-    let name = word(&token).ok_or_else(|| expected("the name of an option", &token))?;
+    option_word(&token).ok_or_else(|| expected("the name of an option", &token))
+}
+
+/// `= value`
+fn option_value(parser: &mut Parser, name: &str) -> Result<String> {
     parser.expect_token(&Token::Eq).map_err(syntax)?;
     let token = parser.next_token();
-    let value = match &token.token {
+    Ok(match &token.token {
         Token::Number(number, _) => number.clone(),
         Token::Minus => {
             let number = parser.next_token();
@@ -777,7 +825,6 @@ fn option(parser: &mut Parser) -> Result<(String, String)> {
                 _ => return Err(expected("a number", &number)),
             }
         }
-        _ => word(&token).ok_or_else(|| expected(&format!("the value of option {name}"), &token))?,
-    };
-    Ok((name, value))
+        _ => option_word(&token).ok_or_else(|| expected(&format!("the value of option {name}"), &token))?,
+    })
 }

@@ -22,6 +22,8 @@ pub struct Strategy {
     pub window: Option<i64>,
     /// Unit of the TIME INDEX.
     pub unit: TimeUnit,
+    /// Split files that have rows of several windows, so that each has those of one.
+    pub is_strict: bool,
     /// Runs that the active window may have.
     pub active_runs: usize,
     /// Runs that any other window may have.
@@ -39,8 +41,10 @@ pub struct Strategy {
 pub struct Pick {
     /// Start of their window, in units of the TIME INDEX.
     pub window: i64,
-    /// At least two.
+    /// At least two; one to split.
     pub inputs: Vec<FileId>,
+    /// Whether the rows of each window go into files of their own.
+    pub is_split: bool,
 }
 
 /// Spans that a window is inferred from, in seconds: an hour, two, twelve, a day, a week, a year, ten years.
@@ -49,7 +53,14 @@ const BUCKETS: [i64; 7] = [3_600, 7_200, 43_200, 86_400, 604_800, 31_536_000, 31
 /// What to merge next; none: every window is as it may be.
 pub fn pick<'a>(files: impl IntoIterator<Item = &'a FileMeta>, strategy: &Strategy) -> Option<Pick> {
     let files: Vec<&FileMeta> = files.into_iter().collect();
-    let length = strategy.window.unwrap_or_else(|| inferred_window(&files, strategy.unit));
+    let length = window_length(files.iter().copied(), strategy);
+    if strategy.is_strict {
+        let spans = |file: &&&FileMeta| file.first_time.div_euclid(length) < file.last_time.div_euclid(length);
+        if let Some(file) = files.iter().find(spans) {
+            let window = file.first_time.div_euclid(length).saturating_mul(length);
+            return Some(Pick { window, inputs: vec![file.id], is_split: true });
+        }
+    }
     let mut windows: BTreeMap<i64, Vec<&FileMeta>> = BTreeMap::new();
     for file in &files {
         windows.entry(file.last_time.div_euclid(length)).or_default().push(file);
@@ -61,13 +72,18 @@ pub fn pick<'a>(files: impl IntoIterator<Item = &'a FileMeta>, strategy: &Strate
             false => strategy.inactive_runs,
         };
         let inputs = too_many_runs(&files, runs, strategy).or_else(|| small_files(&files, strategy))?;
-        Some(Pick { window: window.saturating_mul(length), inputs })
+        Some(Pick { window: window.saturating_mul(length), inputs, is_split: false })
     })
 }
 
+/// How long a window of these files is, in units of the TIME INDEX.
+pub fn window_length<'a>(files: impl IntoIterator<Item = &'a FileMeta>, strategy: &Strategy) -> i64 {
+    strategy.window.unwrap_or_else(|| inferred_window(files, strategy.unit))
+}
+
 /// The least bucket that holds the span of every flushed file; the whole time if none does.
-fn inferred_window(files: &[&FileMeta], unit: TimeUnit) -> i64 {
-    let flushed = files.iter().filter(|file| file.level == 0);
+fn inferred_window<'a>(files: impl IntoIterator<Item = &'a FileMeta>, unit: TimeUnit) -> i64 {
+    let flushed = files.into_iter().filter(|file| file.level == 0);
     let span = flushed.map(|file| file.last_time.saturating_sub(file.first_time)).max().unwrap_or(0);
     let buckets = BUCKETS.iter().map(|seconds| seconds.saturating_mul(unit.per_second()));
     buckets.into_iter().find(|bucket| *bucket > span).unwrap_or(i64::MAX)

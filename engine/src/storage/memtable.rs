@@ -155,15 +155,17 @@ pub(crate) struct MemtableScan {
     shape: Shape,
     /// What was written later is not seen.
     upto: Sequence,
+    may_hide: bool,
     from: Bound<InternalKey>,
 }
 
 impl MemtableScan {
     pub(crate) fn new(memtable: Arc<Memtable>, plan: Arc<Plan>) -> MemtableScan {
-        let newest = memtable.sequences().map_or(Sequence(0), |(_, newest)| newest);
+        let (oldest, newest) = memtable.sequences().unwrap_or_default();
+        let may_hide = plan.hidden.hides(oldest, memtable.times().map(|(earliest, _)| earliest));
         let from = Bound::Included((plan.range.from.clone(), Reverse(Sequence(u64::MAX))));
-        let shape = Shape::of(&memtable.schema, &plan.schema, &plan);
-        MemtableScan { upto: plan.upto.min(newest), memtable, plan, shape, from }
+        let shape = Shape::of(&memtable.schema, &plan.rules.schema, &plan);
+        MemtableScan { upto: plan.upto.min(newest), memtable, plan, shape, may_hide, from }
     }
 
     /// Nothing that comes is less than this key.
@@ -175,10 +177,7 @@ impl MemtableScan {
     pub(crate) fn next(&mut self) -> Result<Option<Rows>, ArrowError> {
         loop {
             let Some(rows) = self.read()? else { return Ok(None) };
-            let rows = match self.plan.key_mask(&rows.batch)? {
-                Some(mask) => rows.filter(&mask)?,
-                None => rows,
-            };
+            let rows = self.plan.admitted(rows, self.may_hide)?;
             if !rows.is_empty() {
                 return Ok(Some(rows));
             }

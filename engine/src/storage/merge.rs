@@ -1,4 +1,4 @@
-//! The one merge of sorted sources: reads see the newest visible version of each row, a flush gets all versions.
+//! The one merge of sorted sources: reads see what the versions of each row come to, a flush gets all of them.
 //!
 //! Sources are in the order (key ascending, sequence descending), and so is what comes out; the merge holds a batch of
 //! each source and gathers only the rows that it lets through. A source is not touched before the merge reaches the least
@@ -8,15 +8,19 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
+use arrow::compute::interleave;
+use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
 use super::memtable::{Memtable, MemtableScan};
+use super::range::Hidden;
 use super::rows::{Rows, batch, gather};
+use super::rules::Rules;
 use super::scan::{Plan, Retention, Scan, Versions};
 use super::sst::{Sst, SstScan};
 use crate::error::{Error, IoKind, Result};
-use crate::types::{Key, Op, Schema, Sequence};
+use crate::types::{Key, Op, Position, Sequence};
 
 /// A stream of merged rows, see [`Merge::next`].
 pub struct Merge {
@@ -24,14 +28,46 @@ pub struct Merge {
     batch_rows: usize,
     cursors: Vec<Cursor>,
     heads: BinaryHeap<Reverse<Head>>,
-    /// The key that was decided last; its older versions are passed over.
-    last: Option<Key>,
+    current: Current,
+    /// What was decided last: where a reader that ends here goes on.
+    reached: Option<Position>,
     /// Versions taken from the sources.
     taken: usize,
     /// Rows that were handed out and handed back.
     back: Option<Rows>,
     /// Cleared while a batch is being made: what follows an error, or a call that was dropped half-way, would lack rows.
     intact: bool,
+}
+
+/// The row whose versions are being taken, the newest first.
+#[derive(Default)]
+struct Current {
+    /// Its key; none before the first.
+    key: Option<Key>,
+    /// The version that was taken last.
+    sequence: Sequence,
+    /// Whether older versions still count.
+    is_open: bool,
+}
+
+/// What becomes of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// It is left out.
+    Skip,
+    /// A row is made of it.
+    Row,
+    /// It fills what is NULL in the row that was made last.
+    Fold,
+}
+
+/// Versions that an output is gathered from.
+#[derive(Default)]
+struct Picked {
+    /// Which batch, which row of it.
+    versions: Vec<(usize, usize)>,
+    /// Where in `versions` each row begins.
+    rows: Vec<usize>,
 }
 
 /// What a source may yield next.
@@ -75,40 +111,73 @@ pub struct Page {
     pub batches: Vec<Rows>,
     /// Rows in them.
     pub rows: usize,
-    /// The next page is behind this key; none: that was all.
-    pub next: Option<Key>,
+    /// The next page is behind this; none: that was all.
+    pub next: Option<Position>,
 }
 
 impl Merge {
     /// The rows of `memtables` and `ssts` that `scan` asks for, in batches of at most `batch_rows`.
     pub fn visible(
-        schema: &Arc<Schema>,
+        rules: &Arc<Rules>,
         memtables: impl IntoIterator<Item = Arc<Memtable>>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         scan: &Scan,
         batch_rows: usize,
     ) -> Result<Merge> {
-        Ok(Merge::new(Plan::new(scan, schema, batch_rows)?, memtables, ssts))
+        Ok(Merge::new(Plan::new(scan, rules, batch_rows)?, memtables, ssts))
+    }
+
+    /// The keys that have versions behind `since`, up to the scan's `upto`, each once, in batches of at most `batch_rows`.
+    pub(super) fn written(
+        rules: &Arc<Rules>,
+        memtables: impl IntoIterator<Item = Arc<Memtable>>,
+        ssts: impl IntoIterator<Item = Arc<Sst>>,
+        scan: &Scan,
+        since: Sequence,
+        batch_rows: usize,
+    ) -> Result<Merge> {
+        let mut plan = Plan::new(scan, rules, batch_rows)?;
+        plan.versions = Versions::Written { since };
+        let is_newer = |newest: Option<Sequence>| newest.is_some_and(|newest| newest > since);
+        let memtables = memtables.into_iter().filter(|one| is_newer(one.sequences().map(|(_, newest)| newest)));
+        Ok(Merge::new(plan, memtables, ssts.into_iter().filter(|sst| is_newer(Some(sst.meta().last_sequence)))))
+    }
+
+    /// The columns of what comes out.
+    pub(super) fn returned_schema(&self) -> SchemaRef {
+        let fields = self.plan.returned.iter().map(|at| self.plan.gathered_schema.fields()[*at].clone());
+        Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>()))
     }
 
     /// Every version of every row, whole: what a flush writes.
     pub fn all_versions(
-        schema: &Arc<Schema>,
+        rules: &Arc<Rules>,
         memtables: impl IntoIterator<Item = Arc<Memtable>>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         batch_rows: usize,
     ) -> Merge {
-        Merge::new(Plan::whole_rows(Versions::All, schema, batch_rows), memtables, ssts)
+        Merge::new(Plan::whole_rows(Versions::All, rules, None, batch_rows), memtables, ssts)
     }
 
-    /// The versions that `retention` keeps, whole: what a compaction of `ssts` writes.
+    /// The times of all versions of all rows.
+    pub(crate) fn times(rules: &Arc<Rules>, ssts: impl IntoIterator<Item = Arc<Sst>>, batch_rows: usize) -> Merge {
+        let columns = rules.schema.time_index().map(|at| rules.schema.columns()[at].name.clone());
+        let scan = Scan { columns: columns.into_iter().collect(), upto: Sequence(u64::MAX), ..Scan::default() };
+        let mut plan = Plan::new(&scan, rules, batch_rows).expect("a table has its own columns");
+        (plan.versions, plan.hidden) = (Versions::All, Hidden::default());
+        Merge::new(plan, [], ssts)
+    }
+
+    /// The versions that `retention` keeps, whole: what a compaction of `ssts` writes. `within`: only rows from the one time
+    /// to the other.
     pub fn retained(
-        schema: &Arc<Schema>,
+        rules: &Arc<Rules>,
         ssts: impl IntoIterator<Item = Arc<Sst>>,
         retention: Retention,
+        within: Option<(i64, i64)>,
         batch_rows: usize,
     ) -> Merge {
-        Merge::new(Plan::whole_rows(Versions::Retained(retention), schema, batch_rows), [], ssts)
+        Merge::new(Plan::whole_rows(Versions::Retained(retention), rules, within, batch_rows), [], ssts)
     }
 
     fn new(
@@ -123,7 +192,18 @@ impl Merge {
         let sources = memtables.chain(ssts.map(|scan| Source::Sst(Box::new(scan))));
         let cursors: Vec<_> = sources.map(|source| Cursor { source, rows: None, at: 0, held: None }).collect();
         let heads = cursors.iter().enumerate().map(|(at, cursor)| Reverse(cursor.head(at))).collect();
-        Merge { batch_rows: plan.batch_rows, plan, cursors, heads, last: None, taken: 0, back: None, intact: true }
+        let (current, reached) = (Current::default(), None);
+        Merge {
+            batch_rows: plan.batch_rows,
+            plan,
+            cursors,
+            heads,
+            current,
+            reached,
+            taken: 0,
+            back: None,
+            intact: true,
+        }
     }
 
     /// The next rows: some, or none when all were returned. After an error, or if the future was dropped before its end,
@@ -161,12 +241,10 @@ impl Merge {
             let fitting = if page.rows == 0 { fitting(&rows, room).max(1) } else { fitting(&rows, room) };
             if fitting < rows.len() {
                 // What does not fit is read again by the next page.
-                page.next = match fitting.checked_sub(1) {
-                    Some(last) => Some(rows.keys[last].clone()),
-                    None => page.batches.last().and_then(|rows: &Rows| rows.keys.last().cloned()),
-                };
                 page.rows += fitting;
                 page.batches.extend((fitting > 0).then(|| rows.slice(0, fitting)));
+                let last = page.batches.last().and_then(|rows: &Rows| rows.keys.last().zip(rows.sequences.last()));
+                page.next = last.map(|(key, sequence)| self.plan.position(key, *sequence));
                 return Ok(page);
             }
             bytes += rows.bytes();
@@ -176,7 +254,7 @@ impl Merge {
                 return Ok(page);
             }
             if page.rows >= limit.rows || self.taken >= limit.taken {
-                page.next = self.last;
+                page.next = self.reached;
                 return Ok(page);
             }
         }
@@ -196,23 +274,30 @@ impl Merge {
 
     async fn merge(&mut self) -> Result<Option<Rows>> {
         let mut held: Vec<Arc<Rows>> = Vec::new();
-        let mut picked = Vec::new();
+        let mut picked = Picked::default();
         for cursor in &mut self.cursors {
             cursor.held = None;
         }
-        while picked.len() < self.batch_rows {
-            let Some(Reverse(mut head)) = self.heads.pop() else { break };
+        while let Some(Reverse(mut head)) = self.heads.pop() {
+            if self.is_full(&picked, &head) {
+                self.heads.push(Reverse(head));
+                break;
+            }
             // Follow this source for as long as it has the least row.
             loop {
                 let cursor = &mut self.cursors[head.cursor];
                 if let Some(rows) = &cursor.rows {
                     self.taken += 1;
-                    if lets_through(&self.plan, &mut self.last, &head, rows.ops[cursor.at]) {
+                    let taken = take(&self.plan, &mut self.current, &mut self.reached, &head, rows.ops[cursor.at]);
+                    if taken != Taken::Skip {
                         let place = *cursor.held.get_or_insert_with(|| {
                             held.push(rows.clone());
                             held.len() - 1
                         });
-                        picked.push((place, cursor.at));
+                        if taken == Taken::Row {
+                            picked.rows.push(picked.versions.len());
+                        }
+                        picked.versions.push((place, cursor.at));
                     }
                     cursor.at += 1;
                 }
@@ -220,36 +305,44 @@ impl Merge {
                     break;
                 }
                 head = cursor.head(head.cursor);
-                if picked.len() == self.batch_rows || self.heads.peek().is_some_and(|Reverse(least)| *least < head) {
+                if self.is_full(&picked, &head) || self.heads.peek().is_some_and(|Reverse(least)| *least < head) {
                     self.heads.push(Reverse(head));
                     break;
                 }
             }
         }
-        if picked.is_empty() {
+        if picked.rows.is_empty() {
             return Ok(None);
         }
         self.output(&held, &picked).map(Some).map_err(uncomputable)
     }
 
-    fn output(&self, held: &[Arc<Rows>], picked: &[(usize, usize)]) -> Result<Rows, ArrowError> {
+    /// Whether the batch ends before `head`. It does not end among versions that are folded into its last row.
+    fn is_full(&self, picked: &Picked, head: &Head) -> bool {
+        picked.rows.len() >= self.batch_rows
+            && !(self.current.is_open && self.current.key.as_ref().is_some_and(|key| head.key <= *key))
+    }
+
+    fn output(&self, held: &[Arc<Rows>], picked: &Picked) -> Result<Rows, ArrowError> {
         let plan = &*self.plan;
         let batches: Vec<&RecordBatch> = held.iter().map(|rows| &rows.batch).collect();
-        let gathered = gather(&batches, picked, &plan.gathered, &plan.gathered_schema)?;
+        let gathered = match picked.rows.len() == picked.versions.len() {
+            true => gather(&batches, &picked.versions, &plan.gathered, &plan.gathered_schema)?,
+            false => fold(&batches, picked, &plan.gathered, &plan.gathered_schema)?,
+        };
+        let newest = || picked.rows.iter().map(|at| picked.versions[*at]);
         let rows = Rows {
             batch: gathered,
-            keys: picked.iter().map(|(from, row)| held[*from].keys[*row].clone()).collect(),
-            sequences: picked.iter().map(|(from, row)| held[*from].sequences[*row]).collect(),
-            ops: picked.iter().map(|(from, row)| held[*from].ops[*row]).collect(),
+            keys: newest().map(|(from, row)| held[from].keys[row].clone()).collect(),
+            sequences: newest().map(|(from, row)| held[from].sequences[row]).collect(),
+            ops: newest().map(|(from, row)| held[from].ops[row]).collect(),
         };
         let mut rows = match plan.field_mask(&rows.batch, &rows.ops)? {
             Some(mask) => rows.filter(&mask)?,
             None => rows,
         };
         let returned = plan.returned.iter().map(|at| rows.batch.column(*at).clone()).collect();
-        let fields = plan.returned.iter().map(|at| plan.gathered_schema.fields()[*at].clone());
-        let schema = arrow::datatypes::Schema::new(fields.collect::<Vec<_>>());
-        rows.batch = batch(Arc::new(schema), returned, rows.len())?;
+        rows.batch = batch(self.returned_schema(), returned, rows.len())?;
         Ok(rows)
     }
 }
@@ -288,27 +381,67 @@ impl Source {
     }
 }
 
-/// Whether the least version, `head`, is returned.
-fn lets_through(plan: &Plan, last: &mut Option<Key>, head: &Head, op: Op) -> bool {
-    let upto = match &plan.versions {
-        Versions::All => {
-            *last = Some(head.key.clone());
-            return true;
-        }
-        Versions::Retained(retention) if head.sequence.0 > retention.horizon => return true,
+/// What becomes of the least version, `head`.
+fn take(plan: &Plan, current: &mut Current, reached: &mut Option<Position>, head: &Head, op: Op) -> Taken {
+    let (Head { key, sequence: Reverse(sequence), .. }, versions) = (head, &plan.versions);
+    let upto = match versions {
+        Versions::All => return Taken::Row,
+        Versions::Retained(retention) if *sequence > retention.horizon => return Taken::Row,
         Versions::Retained(retention) => retention.horizon,
-        Versions::Newest { .. } => plan.upto,
+        Versions::Written { since } if sequence <= since => return Taken::Skip,
+        Versions::Visible { .. } | Versions::Written { .. } => plan.upto,
     };
-    if head.sequence.0 > upto || last.as_ref() == Some(&head.key) {
-        return false;
+    if *sequence > upto {
+        return Taken::Skip;
     }
-    *last = Some(head.key.clone());
-    op == Op::Put
-        || match &plan.versions {
-            Versions::All => true,
-            Versions::Retained(retention) => retention.has_older(&head.key, head.sequence.0),
-            Versions::Newest { include_deleted } => *include_deleted,
-        }
+    let is_written = matches!(versions, Versions::Written { .. });
+    if plan.rules.appends(*sequence) && !is_written {
+        *reached = Some(plan.position(key, *sequence));
+        return Taken::Row;
+    }
+    let is_first = current.key.as_ref() != Some(key);
+    if !is_first && !current.is_open {
+        return Taken::Skip;
+    }
+    if is_first {
+        current.key = Some(key.clone());
+        *reached = Some(plan.position(key, *sequence));
+    }
+    let newer = std::mem::replace(&mut current.sequence, *sequence);
+    current.is_open = op == Op::Put && plan.folds();
+    let is_row = match (op, versions) {
+        (Op::Put, _) | (_, Versions::Written { .. }) if is_first => true,
+        (Op::Put, Versions::Retained(retention)) => retention.has_between(key, *sequence, newer),
+        (Op::Put, _) => false,
+        (Op::Delete, Versions::Retained(retention)) => retention.has_older(key, *sequence),
+        (Op::Delete, Versions::Visible { include_deleted }) => *include_deleted && is_first,
+        (Op::Delete, Versions::All | Versions::Written { .. }) => true,
+    };
+    match (is_row, op) {
+        (true, _) => Taken::Row,
+        (false, Op::Put) => Taken::Fold,
+        (false, Op::Delete) => Taken::Skip,
+    }
+}
+
+/// Of each column of each row the newest value that is not NULL.
+fn fold(
+    batches: &[&RecordBatch],
+    picked: &Picked,
+    columns: &[usize],
+    schema: &SchemaRef,
+) -> Result<RecordBatch, ArrowError> {
+    let ends = picked.rows.iter().skip(1).copied().chain([picked.versions.len()]);
+    let rows: Vec<&[(usize, usize)]> =
+        picked.rows.iter().zip(ends).map(|(start, end)| &picked.versions[*start..end]).collect();
+    let folded = columns.iter().map(|at| {
+        let has_value = |version: &&(usize, usize)| !batches[version.0].column(*at).is_null(version.1);
+        let newest = |versions: &&[(usize, usize)]| *versions.iter().find(has_value).unwrap_or(&versions[0]);
+        let picked: Vec<(usize, usize)> = rows.iter().map(newest).collect();
+        let arrays: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(*at).as_ref()).collect();
+        interleave(&arrays, &picked)
+    });
+    batch(schema.clone(), folded.collect::<Result<_, _>>()?, rows.len())
 }
 
 /// How many of `rows` have cells of at most `room` bytes together.
@@ -329,6 +462,6 @@ fn fitting(rows: &Rows, room: usize) -> usize {
 }
 
 /// Arrow cannot make the batch: more than 2 GiB of strings in it, say.
-fn uncomputable(err: ArrowError) -> Error {
+pub(super) fn uncomputable(err: ArrowError) -> Error {
     Error::Io { kind: IoKind::Other, message: format!("merge rows: {err}") }
 }

@@ -5,9 +5,10 @@
 //! place; the newest one at or below the sequence of a read counts. Rows are Arrow batches all the way: a write's batch
 //! is kept as it came, and only the rows that a reader gets are gathered out of it.
 //!
-//! In reading order: [`rows`] what sources and the merge hand on; [`scan`] what is read, resolved against the schema;
+//! In reading order: [`rules`] what the versions of a row come to, [`range`] what hides many rows at once; [`rows`] what
+//! sources and the merge hand on; [`scan`] what is read, resolved against the rules;
 //! [`memtable`], [`sst`] the two kinds of sources; [`merge`] the one way to read several of them; [`version`] the set
-//! of sources that belong together; [`manifest`] the durable list of files; [`compaction`] which of them to merge.
+//! of sources that belong together; [`changes`] what became of rows between two sequences; [`manifest`] the durable list of files; [`compaction`] which of them to merge.
 //!
 //! A replica's folder:
 //!
@@ -17,11 +18,14 @@
 //! sst/0000000003.parquet
 //! ```
 
+pub mod changes;
 pub mod compaction;
 pub mod manifest;
 pub mod memtable;
 pub mod merge;
+pub mod range;
 pub mod rows;
+pub mod rules;
 pub mod scan;
 mod shape;
 pub mod sst;

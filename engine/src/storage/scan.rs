@@ -14,8 +14,14 @@ use arrow::compute::kernels::cmp;
 use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
 use arrow::error::ArrowError;
 
+use super::range::Hidden;
+use super::rows::{Rows, timestamps};
+use super::rules::Rules;
+use super::sst::FileMeta;
 use crate::error::{Error, Invalid, Result};
-use crate::types::{ColumnType, Condition, Key, Op, Predicate, Schema, Sequence, Value, encode_key};
+use crate::types::{
+    ColumnType, Condition, Key, MergeMode, Op, Position, Predicate, Schema, Sequence, Value, encode_key,
+};
 
 /// What to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,12 +30,14 @@ pub struct Scan {
     pub columns: Vec<String>,
     /// All hold of every row that is returned, except conditions on fields of a tombstone.
     pub predicates: Vec<Predicate>,
-    /// As of this sequence: of each row the newest version that is not newer.
+    /// As of this sequence: of each row what its versions up to there come to.
     pub upto: Sequence,
-    /// Only rows behind this key.
-    pub after: Option<Key>,
+    /// Only what is behind this.
+    pub after: Option<Position>,
     /// Return the tombstones of deleted rows too.
     pub include_deleted: bool,
+    /// Only rows of these keys, which are ascending.
+    pub only: Option<Arc<[Key]>>,
 }
 
 /// Which versions the merge lets through.
@@ -39,8 +47,10 @@ pub(crate) enum Versions {
     All,
     /// Those that somebody may still read: what a compaction writes.
     Retained(Retention),
-    /// The newest of each row as of the plan's `upto`; of a deleted row its tombstone if asked for.
-    Newest { include_deleted: bool },
+    /// What those of each row come to as of the plan's `upto`; of a deleted row its tombstone if asked for.
+    Visible { include_deleted: bool },
+    /// Any one of each row that has some behind `since`, up to the plan's `upto`.
+    Written { since: Sequence },
 }
 
 /// Which versions of a row a compaction keeps.
@@ -48,10 +58,15 @@ pub(crate) enum Versions {
 /// A version goes if a newer one of its row is at or below the horizon: no read at the horizon or later can see it. A
 /// tombstone at or below the horizon that has no such successor goes if, besides, no file that is left alone can hold an
 /// older version of its row, which would come back. Memtables hold newer versions only than any file does.
+///
+/// Where the newest value of each column counts ([`MergeMode::LastNonNull`]), versions at or below the horizon are folded
+/// into one, as long as no file that is left alone can hold one between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// The oldest sequence that can be read afterwards.
     pub horizon: Sequence,
+    /// What is hidden from all reads at the horizon and later.
+    pub hidden: Hidden,
     /// The files that are left alone.
     pub left: Vec<Left>,
 }
@@ -65,12 +80,33 @@ pub struct Left {
     pub last_key: Key,
     /// The oldest version.
     pub first_sequence: Sequence,
+    /// The newest version.
+    pub last_sequence: Sequence,
+}
+
+impl Left {
+    /// What `file` can hold.
+    pub fn of(file: &FileMeta) -> Left {
+        Left {
+            first_key: file.first_key.clone(),
+            last_key: file.last_key.clone(),
+            first_sequence: file.first_sequence,
+            last_sequence: file.last_sequence,
+        }
+    }
 }
 
 impl Retention {
     /// Whether a file that is left alone can hold a version of `key` that is older than `sequence`.
     pub(crate) fn has_older(&self, key: &Key, sequence: Sequence) -> bool {
-        self.left.iter().any(|left| left.first_key <= *key && *key <= left.last_key && left.first_sequence < sequence)
+        self.has_between(key, Sequence(0), sequence)
+    }
+
+    /// Whether a file that is left alone can hold a version of `key` between these two.
+    pub(crate) fn has_between(&self, key: &Key, older: Sequence, newer: Sequence) -> bool {
+        self.left.iter().any(|left| {
+            left.first_key <= *key && *key <= left.last_key && left.first_sequence < newer && left.last_sequence > older
+        })
     }
 }
 
@@ -79,15 +115,23 @@ impl Retention {
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// What it is resolved against.
-    pub(crate) schema: Arc<Schema>,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) versions: Versions,
     pub(crate) upto: Sequence,
+    /// What sources leave out.
+    pub(crate) hidden: Hidden,
     pub(crate) range: KeyRange,
+    /// Of the first key of the range, only versions older than this one.
+    behind: Option<Position>,
+    /// Only these keys, ascending.
+    pub(crate) only: Option<Arc<[Key]>>,
     /// Positions in the table, ascending: returned columns, key columns, columns with conditions.
     pub(crate) read: Vec<usize>,
     pub(crate) read_schema: SchemaRef,
     /// Positions in `read` of the key columns, in key order.
     pub(crate) key: Vec<usize>,
+    /// Position in `read` of the TIME INDEX.
+    time: Option<usize>,
     /// Positions in `read` of the columns that are needed behind the merge.
     pub(crate) gathered: Vec<usize>,
     pub(crate) gathered_schema: SchemaRef,
@@ -101,8 +145,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Resolves `scan` against `schema`. An unknown column is an error.
-    pub(crate) fn new(scan: &Scan, schema: &Arc<Schema>, batch_rows: usize) -> Result<Plan> {
+    /// Resolves `scan` against `rules`. An unknown column is an error.
+    pub(crate) fn new(scan: &Scan, rules: &Arc<Rules>, batch_rows: usize) -> Result<Plan> {
+        let schema = &rules.schema;
         let position = |name: &str| {
             let found = schema.column(name).map(|(at, _)| at);
             found.ok_or_else(|| Error::invalid(Invalid::UnknownColumn, format!("there is no column {name:?}")))
@@ -125,10 +170,14 @@ impl Plan {
         let key_filters = on_keys.map(|(at, condition)| filter(&read, *at, condition)).collect();
         let field_filters = on_fields().map(|(at, condition)| filter(&gathered, *at, condition)).collect();
         Ok(Plan {
-            schema: schema.clone(),
-            versions: Versions::Newest { include_deleted: scan.include_deleted },
+            rules: rules.clone(),
+            versions: Versions::Visible { include_deleted: scan.include_deleted },
             upto: scan.upto,
-            range: KeyRange::of(&conditions, schema).after(scan.after.as_ref()),
+            hidden: rules.ranges.upto(scan.upto),
+            range: KeyRange::of(&conditions, schema).after(scan.after.as_ref()).over(scan.only.as_deref()),
+            only: scan.only.clone(),
+            behind: scan.after.clone().filter(|position| position.sequence > Sequence(0)),
+            time: schema.time_index().map(|at| place(&read, at)),
             key: schema.key().into_iter().map(|at| place(&read, at)).collect(),
             read_schema: project(schema, &read),
             gathered_schema: project(schema, &gathered),
@@ -141,17 +190,63 @@ impl Plan {
         })
     }
 
-    /// Whole rows, of each the `versions`.
-    pub(crate) fn whole_rows(versions: Versions, schema: &Arc<Schema>, batch_rows: usize) -> Plan {
-        let columns = schema.columns().iter().map(|column| column.name.clone()).collect();
-        let scan = Scan { columns, upto: Sequence(u64::MAX), ..Scan::default() };
-        let plan = Plan::new(&scan, schema, batch_rows).expect("a table has its own columns");
-        Plan { versions, ..plan }
+    /// Whole rows, of each the `versions`. `within`: only those from the one time to the other.
+    pub(crate) fn whole_rows(
+        versions: Versions,
+        rules: &Arc<Rules>,
+        within: Option<(i64, i64)>,
+        batch_rows: usize,
+    ) -> Plan {
+        let name = |at: usize| rules.schema.columns()[at].name.clone();
+        let columns = (0..rules.schema.columns().len()).map(name).collect();
+        let bounds = |(from, to)| [Condition::GtEq(Value::Timestamp(from)), Condition::LtEq(Value::Timestamp(to))];
+        let on_time = |condition| Some(Predicate { column: name(rules.schema.time_index()?), condition });
+        let predicates = within.into_iter().flat_map(bounds).filter_map(on_time).collect();
+        let scan = Scan { columns, predicates, upto: Sequence(u64::MAX), ..Scan::default() };
+        let plan = Plan::new(&scan, rules, batch_rows).expect("a table has its own columns");
+        let hidden = match &versions {
+            Versions::Retained(retention) => retention.hidden,
+            Versions::All | Versions::Visible { .. } | Versions::Written { .. } => Hidden::default(),
+        };
+        Plan { versions, hidden, ..plan }
     }
 
-    /// Which rows of `batch` (of the read columns) satisfy the conditions on key columns; none: all do.
-    pub(crate) fn key_mask(&self, batch: &RecordBatch) -> Result<Option<BooleanBuffer>, ArrowError> {
-        mask(&self.key_filters, batch)
+    /// The versions of a source, `rows` (of the read columns), that may go into the merge: those that satisfy the
+    /// conditions on key columns, are behind the position, and are not hidden. `may_hide`: some of the source can be.
+    pub(crate) fn admitted(&self, rows: Rows, may_hide: bool) -> Result<Rows, ArrowError> {
+        let mut all = mask(&self.key_filters, &rows.batch)?;
+        let mut and = |one: BooleanBuffer| all = Some(all.take().map_or(one.clone(), |all| &all & &one));
+        if may_hide {
+            let times = self.time.map(|at| timestamps(rows.batch.column(at)));
+            let hidden =
+                |(row, sequence): (usize, &Sequence)| self.hidden.hides(*sequence, times.map(|times| times[row]));
+            and(rows.sequences.iter().enumerate().map(|row| !hidden(row)).collect());
+        }
+        if let Some(behind) = &self.behind
+            && rows.keys.first() == Some(&behind.key)
+        {
+            let is_behind = |(key, sequence): (&Key, &Sequence)| *key != behind.key || *sequence < behind.sequence;
+            and(rows.keys.iter().zip(&rows.sequences).map(is_behind).collect());
+        }
+        if let Some(only) = &self.only {
+            and(rows.keys.iter().map(|key| only.binary_search(key).is_ok()).collect());
+        }
+        match all {
+            Some(mask) => rows.filter(&mask),
+            None => Ok(rows),
+        }
+    }
+
+    /// Where a reader goes on that has had the version `sequence` of `key`.
+    pub(crate) fn position(&self, key: &Key, sequence: Sequence) -> Position {
+        let sequence = if self.rules.appends(sequence) { sequence } else { Sequence(0) };
+        Position { key: key.clone(), sequence }
+    }
+
+    /// Whether versions are folded column by column.
+    pub(crate) fn folds(&self) -> bool {
+        let folded = matches!(self.versions, Versions::Visible { .. } | Versions::Retained(_));
+        folded && self.rules.mode() == MergeMode::LastNonNull
     }
 
     /// Which merged rows (of the gathered columns) satisfy the conditions on fields; none: all do.
@@ -282,12 +377,27 @@ impl KeyRange {
         range
     }
 
-    /// Only keys behind `key`.
-    fn after(self, key: Option<&Key>) -> KeyRange {
-        match key {
+    /// Only keys of what is behind `position`.
+    fn after(self, position: Option<&Position>) -> KeyRange {
+        match position {
             // The least key that is greater.
-            Some(key) => self.and(KeyRange { from: Key([&key.0[..], &[0]].concat().into()), below: None }),
+            Some(Position { key, sequence: Sequence(0) }) => {
+                self.and(KeyRange { from: Key([&key.0[..], &[0]].concat().into()), below: None })
+            }
+            Some(Position { key, .. }) => self.and(KeyRange { from: key.clone(), below: None }),
             None => self,
+        }
+    }
+
+    /// Only from the first to the last of `keys`, which are ascending.
+    fn over(self, keys: Option<&[Key]>) -> KeyRange {
+        match keys {
+            None => self,
+            Some([]) => self.and(KeyRange { from: Key::default(), below: Some(Key::default()) }),
+            Some([first, .., last] | [first @ last]) => {
+                let behind = Key([&last.0[..], &[0]].concat().into());
+                self.and(KeyRange { from: first.clone(), below: Some(behind) })
+            }
         }
     }
 
@@ -393,7 +503,8 @@ mod tests {
             (vec![], Some(11), 12, 12),
         ] {
             let borrowed: Vec<_> = conditions.iter().map(|(at, condition)| (*at, condition)).collect();
-            let range = KeyRange::of(&borrowed, &schema()).after(after.map(|at: usize| &keys[at]));
+            let position = after.map(|at: usize| Position { key: keys[at].clone(), sequence: Sequence(0) });
+            let range = KeyRange::of(&borrowed, &schema()).after(position.as_ref());
             assert_eq!(range.within(&keys), (from, to), "{conditions:?} after {after:?}");
             let met: Vec<usize> = (0..keys.len()).filter(|at| range.meets(&keys[*at], &keys[*at])).collect();
             assert_eq!(met, (from..to).collect::<Vec<_>>(), "{conditions:?} after {after:?}");

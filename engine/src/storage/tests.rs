@@ -1,5 +1,7 @@
 //! Memtables, files and their merge against the simplest model: a map from key to versions.
 
+mod modes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,16 +14,17 @@ use super::manifest::{Manifest, Past};
 use super::memtable::Memtable;
 use super::merge::{Limit, Merge, Page};
 use super::rows::Rows;
+use super::rules::Rules;
 use super::scan::{Left, Retention, Scan};
 use super::sst::{self, FileMeta, Sst};
-use super::version::Version;
+use super::version::{Flushed, Version};
 use super::*;
 use crate::disk::memory::MemoryDisk;
 use crate::event::Events;
 use crate::options::Options;
 use crate::types::{
-    Column, ColumnId, ColumnType, Condition, Key, LogId, NodeId, Op, Predicate, RegionId, ReplicaId, Schema, Sequence,
-    TimeUnit, Value, encode_key, encode_keys,
+    Column, ColumnId, ColumnType, Condition, Key, LogId, NodeId, Op, Position, Predicate, RegionId, ReplicaId, Schema,
+    Sequence, TimeUnit, Value, encode_key, encode_keys,
 };
 
 pub(super) const DIR: &str = "replicas/r1";
@@ -39,6 +42,14 @@ pub(super) fn schema() -> Arc<Schema> {
         column(4, "s", ColumnType::String),
     ];
     Arc::new(Schema::new(1, columns, &["host".to_string()], Some("ts")).unwrap())
+}
+
+pub(super) fn rules(schema: &Arc<Schema>) -> Arc<Rules> {
+    Arc::new(Rules::of(schema.clone()))
+}
+
+fn flushed(log_id: Option<LogId>, sequence: Sequence) -> Flushed {
+    Flushed { log_id, sequence, rules: rules(&schema()), pinned: None }
 }
 
 /// Small enough that a handful of rows makes several row groups, blocks and batches.
@@ -69,7 +80,8 @@ pub(super) fn disk() -> Arc<MemoryDisk> {
 
 pub(super) fn flush(disk: &MemoryDisk, id: u64, memtables: &[Arc<Memtable>], options: &Options) -> Option<FileMeta> {
     let schema = memtables[0].schema();
-    let mut merge = Merge::all_versions(schema, memtables.iter().cloned(), [], options.scan_batch_rows as usize);
+    let mut merge =
+        Merge::all_versions(&rules(schema), memtables.iter().cloned(), [], options.scan_batch_rows as usize);
     block_on(sst::write(disk, DIR, FileId(id), schema, options, u64::MAX, &mut merge)).unwrap()
 }
 
@@ -111,6 +123,10 @@ fn key_cells(number: usize) -> (Value, Value) {
 fn key_of(number: usize) -> Key {
     let (host, ts) = key_cells(number);
     encode_key(&[host, ts], &[ColumnType::String, ColumnType::Timestamp(TimeUnit::Millisecond)])
+}
+
+pub(super) fn behind(key: Key) -> Position {
+    Position { key, sequence: Sequence(0) }
 }
 
 /// Cells in the order of the table.
@@ -221,7 +237,7 @@ impl Model {
                 let (at, _) = schema.column(&predicate.column).unwrap();
                 (fields.is_none() && !schema.is_key(at)) || predicate.condition.holds(&cells[at])
             };
-            let behind = scan.after.as_ref().is_none_or(|after| key > *after);
+            let behind = scan.after.as_ref().is_none_or(|after| key > after.key);
             if behind && (fields.is_some() || scan.include_deleted) && scan.predicates.iter().all(holds) {
                 let op = if fields.is_some() { Op::Put } else { Op::Delete };
                 let returned = scan.columns.iter().map(|name| cells[schema.column(name).unwrap().0].clone());
@@ -235,7 +251,7 @@ impl Model {
 /// Carries out the steps; the answer is the region and the model of it.
 fn build(disk: &MemoryDisk, steps: &[Step]) -> (Version, Model, Sequence) {
     let (mut version, mut model, mut last) =
-        (Version::new(schema(), [], None, Sequence(0), Sequence(0), 1), Model::default(), Sequence(0));
+        (Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1), Model::default(), Sequence(0));
     let mut files = 0;
     for step in steps {
         match step {
@@ -260,7 +276,7 @@ fn build(disk: &MemoryDisk, steps: &[Step]) -> (Version, Model, Sequence) {
                 let meta = flush(disk, files, &frozen, &options()).unwrap();
                 let sst = open(disk, &meta);
                 version = version
-                    .with_flushed(&frozen, [sst], Some(LogId { term: 1, index: last.0 }), last, schema())
+                    .with_flushed(&frozen, [sst], flushed(Some(LogId { term: 1, index: last.0 }), last))
                     .unwrap();
                 assert!(version.frozen.is_empty());
             }
@@ -286,10 +302,11 @@ proptest! {
                 columns: question.columns.iter().map(|name| (*name).to_string()).collect(),
                 predicates: question.predicates.clone(),
                 upto,
-                after: question.after.map(|index| key_of(index.index(HOSTS.len() * TIMES as usize))),
+                after: question.after.map(|index| behind(key_of(index.index(HOSTS.len() * TIMES as usize)))),
                 include_deleted: question.include_deleted,
+                only: None,
             };
-            let expected = model.answer(&version.schema, &scan);
+            let expected = model.answer(version.schema(), &scan);
             prop_assert_eq!(&collect(version.scan(&scan, 3).unwrap()), &expected, "{:?}", scan);
 
             let limit = Limit { rows: question.page_rows, bytes: question.page_bytes, taken: 7 };
@@ -303,7 +320,8 @@ proptest! {
                 let bytes: usize = page.batches.iter().map(Rows::bytes).sum();
                 prop_assert!(bytes <= limit.bytes || rows.len() == 1, "{bytes} bytes on a page of {}", limit.bytes);
                 paged.extend(rows);
-                prop_assert!(page.next > scan.after || page.next.is_none(), "the next page does not go on");
+                let key = |position: &Option<Position>| position.clone().map(|position| position.key);
+                prop_assert!(key(&page.next) > key(&scan.after) || page.next.is_none(), "the next page does not go on");
                 match page.next {
                     Some(next) => scan.after = Some(next),
                     None => break,
@@ -333,7 +351,7 @@ proptest! {
         let disk = disk();
         let (version, model, last) = build(&disk, &steps);
         let memtables = version.frozen.iter().chain([&version.mutable]).cloned();
-        let merge = Merge::all_versions(&version.schema, memtables, version.ssts.values().cloned(), 3);
+        let merge = Merge::all_versions(&version.rules, memtables, version.ssts.values().cloned(), 3);
         let mut expected: Vec<Seen> = Vec::new();
         for (number, versions) in &model.0 {
             expected.extend(versions.iter().map(|(sequence, fields)| {
@@ -345,7 +363,7 @@ proptest! {
         prop_assert_eq!(collect(merge), expected);
         for sst in version.ssts.values() {
             let meta = sst.meta();
-            let merge = Merge::all_versions(&version.schema, [], [sst.clone()], 3);
+            let merge = Merge::all_versions(&version.rules, [], [sst.clone()], 3);
             let rows = collect(merge);
             let sequences = || rows.iter().map(|(_, sequence, ..)| *sequence);
             prop_assert_eq!(sequences().min(), Some(meta.first_sequence));
@@ -363,19 +381,16 @@ proptest! {
 fn compact(disk: &MemoryDisk, version: &Version, inputs: &[FileId], horizon: Sequence, limit: u64) -> Version {
     let (merged, left): (Vec<_>, Vec<_>) =
         version.ssts.values().cloned().partition(|sst| inputs.contains(&sst.meta().id));
-    let left = left.iter().map(|sst| sst.meta()).map(|meta| Left {
-        first_key: meta.first_key.clone(),
-        last_key: meta.last_key.clone(),
-        first_sequence: meta.first_sequence,
-    });
-    let retention = Retention { horizon, left: left.collect() };
-    let mut merge = Merge::retained(&version.schema, merged, retention, 2);
+    let left = left.iter().map(|sst| Left::of(sst.meta())).collect();
+    let hidden = version.flushed.rules.ranges.upto(horizon);
+    let retention = Retention { horizon, hidden, left };
+    let mut merge = Merge::retained(&version.flushed.rules, merged, retention, None, 2);
     let mut outputs = Vec::new();
     loop {
         // Ids are never used again; the flushes of these tests are fewer than a hundred.
         let id = 100 + disk.files().len() as u64;
         let options = options();
-        let written = sst::write(disk, DIR, FileId(id), &version.schema, &options, limit, &mut merge);
+        let written = sst::write(disk, DIR, FileId(id), version.schema(), &options, limit, &mut merge);
         let Some(meta) = block_on(written).unwrap() else { break };
         outputs.push(open(disk, &meta));
     }
@@ -398,18 +413,18 @@ proptest! {
             let ids: Vec<FileId> = version.ssts.keys().copied().collect();
             let inputs: Vec<FileId> =
                 ids.iter().enumerate().filter(|(at, _)| chosen >> (at % 16) & 1 == 1).map(|(_, id)| *id).collect();
-            let choice = horizon.index(version.flushed_sequence.0 as usize + 1) as u64;
+            let choice = horizon.index(version.flushed.sequence.0 as usize + 1) as u64;
             let horizon = Sequence(choice).max(version.oldest);
             version = compact(&disk, &version, &inputs, horizon, limit);
             for upto in horizon.0..=last.0 {
                 let scan = all_columns(upto);
                 let found = collect(version.scan(&scan, 3).unwrap());
-                prop_assert_eq!(found, model.answer(&version.schema, &scan), "{:?} of {:?} at {}", inputs, ids, upto);
+                prop_assert_eq!(found, model.answer(version.schema(), &scan), "{:?} of {:?} at {}", inputs, ids, upto);
             }
             // What no read needs is gone.
             let outputs: Vec<_> = version.ssts.iter().filter(|(id, _)| !ids.contains(id)).map(|(_, sst)| sst.clone()).collect();
             let mut before = None;
-            for (key, sequence, op, _) in collect(Merge::all_versions(&version.schema, [], outputs, 3)) {
+            for (key, sequence, op, _) in collect(Merge::all_versions(&version.rules, [], outputs, 3)) {
                 if sequence > horizon {
                     continue;
                 }
@@ -430,7 +445,7 @@ proptest! {
 #[test]
 fn a_tombstone_goes_only_when_no_file_that_is_left_can_have_what_it_hides() {
     let disk = disk();
-    let mut version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+    let mut version = Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1);
     let delete = |host: &str| (Op::Delete, put(host, 1, 0).1);
     for (id, rows) in
         (1..).zip([vec![put("a", 1, 1), put("b", 1, 1)], vec![delete("a"), put("c", 1, 2)], vec![put("c", 1, 3)]])
@@ -438,10 +453,10 @@ fn a_tombstone_goes_only_when_no_file_that_is_left_can_have_what_it_hides() {
         write(&version.mutable, &rows, Sequence(id * 2 - 1));
         version = version.with_frozen();
         let sst = open(&disk, &flush(&disk, id, &version.frozen, &options()).unwrap());
-        version = version.with_flushed(&version.frozen, [sst], None, Sequence(id * 2), schema()).unwrap();
+        version = version.with_flushed(&version.frozen, [sst], flushed(None, Sequence(id * 2))).unwrap();
     }
     let rows = |version: &Version| {
-        let merge = Merge::all_versions(&version.schema, [], version.ssts.values().cloned(), 8);
+        let merge = Merge::all_versions(&version.rules, [], version.ssts.values().cloned(), 8);
         collect(merge).into_iter().map(|(_, sequence, op, _)| (sequence.0, op)).collect::<Vec<_>>()
     };
     // Without the oldest file its row would come back.
@@ -469,7 +484,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
     // The old version in a file and the new one in memory, both in files of their own, both in one file.
     for files in [vec![1], vec![1, 1], vec![2]] {
         let disk = disk();
-        let mut version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+        let mut version = Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1);
         let mut versions = (1..).zip([10, 20]);
         for (id, written) in (1..).zip(files) {
             for (sequence, v) in versions.by_ref().take(written) {
@@ -477,7 +492,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
             }
             version = version.with_frozen();
             let sst = open(&disk, &flush(&disk, id, &version.frozen, &options()).unwrap());
-            version = version.with_flushed(&version.frozen, [sst], None, Sequence(2), schema()).unwrap();
+            version = version.with_flushed(&version.frozen, [sst], flushed(None, Sequence(2))).unwrap();
         }
         for (sequence, v) in versions {
             write(&version.mutable, &[put("a", 1, v)], Sequence(sequence));
@@ -491,7 +506,7 @@ fn a_condition_on_a_field_does_not_bring_an_older_version_back() {
 
 #[test]
 fn a_reader_is_not_disturbed_by_later_writes() {
-    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+    let version = Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1);
     let rows: Vec<_> = (0..6).map(|ts| put("a", ts, ts)).collect();
     write(&version.mutable, &rows, Sequence(1));
     // As of a sequence that is not there yet: what is written while the scan is open does not count.
@@ -507,23 +522,23 @@ fn a_reader_is_not_disturbed_by_later_writes() {
 
 #[test]
 fn a_flush_of_another_past_publishes_nothing() {
-    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+    let version = Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1);
     write(&version.mutable, &[put("a", 1, 1)], Sequence(1));
     let frozen = version.with_frozen();
     let stranger = [Arc::new(Memtable::new(schema()))];
     let upto = Some(LogId { term: 1, index: 1 });
-    assert!(frozen.with_flushed(&stranger, [], upto, Sequence(1), schema()).is_none());
+    assert!(frozen.with_flushed(&stranger, [], flushed(upto, Sequence(1))).is_none());
     assert!(
-        version.with_flushed(&frozen.frozen, [], upto, Sequence(1), schema()).is_none(),
+        version.with_flushed(&frozen.frozen, [], flushed(upto, Sequence(1))).is_none(),
         "the mutable one is not flushed"
     );
-    let flushed = frozen.with_flushed(&frozen.frozen, [], upto, Sequence(1), schema()).unwrap();
-    assert_eq!((flushed.frozen.len(), flushed.flushed, flushed.memtable_rows()), (0, upto, 0));
+    let after = frozen.with_flushed(&frozen.frozen, [], flushed(upto, Sequence(1))).unwrap();
+    assert_eq!((after.frozen.len(), after.flushed.log_id, after.memtable_rows()), (0, upto, 0));
 }
 
 #[test]
 fn an_unknown_column_is_refused() {
-    let version = Version::new(schema(), [], None, Sequence(0), Sequence(0), 1);
+    let version = Version::new(flushed(None, Sequence(0)), [], Sequence(0), 1);
     let scan = Scan { columns: vec!["nothing".to_string()], ..Scan::default() };
     assert_eq!(version.scan(&scan, 8).err().unwrap().code(), "unknown_column");
 }
@@ -537,8 +552,7 @@ fn a_page_of_disjoint_files_reads_the_first_one_only() {
         flush(&disk, id, &[memtable], &options()).unwrap()
     };
     let metas = [file(1, "a"), file(2, "b")];
-    let version =
-        Version::new(schema(), metas.iter().map(|meta| open(&disk, meta)), None, Sequence(21), Sequence(0), 1);
+    let version = Version::new(flushed(None, Sequence(21)), metas.iter().map(|meta| open(&disk, meta)), Sequence(0), 1);
     // What is not read cannot be seen to be damaged.
     disk.damage(&sst::path(DIR, FileId(2)), |bytes| bytes[20] ^= 1);
     let limit = Limit { rows: 1, bytes: 1 << 20, taken: 100 };
@@ -555,7 +569,7 @@ fn a_scan_that_failed_does_not_go_on() {
     let memtable = Arc::new(Memtable::new(schema()));
     write(&memtable, &[put("a", 1, 1)], Sequence(1));
     let sst = open(&disk, &flush(&disk, 1, &[memtable], &options()).unwrap());
-    let version = Version::new(schema(), [sst], None, Sequence(1), Sequence(0), 1);
+    let version = Version::new(flushed(None, Sequence(1)), [sst], Sequence(0), 1);
     write(&version.mutable, &[put("b", 1, 1)], Sequence(2));
     disk.damage(&sst::path(DIR, FileId(1)), |bytes| bytes[20] ^= 1);
     let mut merge = version.scan(&all_columns(2), 8).unwrap();

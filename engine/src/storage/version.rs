@@ -10,56 +10,68 @@ use std::sync::Arc;
 use super::FileId;
 use super::memtable::Memtable;
 use super::merge::Merge;
+use super::range::Hidden;
+use super::rules::Rules;
 use super::scan::Scan;
 use super::sst::Sst;
 use crate::error::Result;
-use crate::types::{Key, LogId, Op, Schema, Sequence};
+use crate::types::{Key, LogId, Op, Schema, Sequence, Value, decode_key};
 
 /// What a replica's rows are in, as of one moment.
 #[derive(Clone, Debug)]
 pub struct Version {
-    /// The schema of rows to come.
-    pub schema: Arc<Schema>,
-    /// The schema as of `flushed`: what a compaction writes, so that no file knows of a change that is not durable yet.
-    pub flushed_schema: Arc<Schema>,
+    /// What reads go by, and rows to come.
+    pub rules: Arc<Rules>,
     /// Takes the writes.
     pub mutable: Arc<Memtable>,
     /// Full ones, oldest first; a flush is writing them or is to.
     pub frozen: Vec<Arc<Memtable>>,
     /// Files, see [`FileMeta::level`](super::sst::FileMeta::level).
     pub ssts: BTreeMap<FileId, Arc<Sst>>,
-    /// Everything up to here is in files.
-    pub flushed: Option<LogId>,
-    /// Sequence of the newest row that is in files.
-    pub flushed_sequence: Sequence,
-    /// The oldest sequence that can be read.
+    /// What the manifest says.
+    pub flushed: Flushed,
+    /// The oldest sequence whose versions are all here.
     pub oldest: Sequence,
     /// Grows when the rows are replaced as a whole (a snapshot, a truncation): work that was begun on another generation
     /// publishes nothing.
     pub generation: u64,
 }
 
+/// What is durable in files, as of the last entry of which everything is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flushed {
+    /// That entry; none before the first flush.
+    pub log_id: Option<LogId>,
+    /// Sequence of the newest row.
+    pub sequence: Sequence,
+    /// The rules as of that entry: a compaction goes by them, so that no file knows of a change that is not durable yet.
+    pub rules: Arc<Rules>,
+    /// The oldest sequence that is pinned as of that entry.
+    pub pinned: Option<Sequence>,
+}
+
 impl Version {
     /// The files that a manifest names, and nothing in memory.
-    pub fn new(
-        schema: Arc<Schema>,
-        ssts: impl IntoIterator<Item = Sst>,
-        flushed: Option<LogId>,
-        flushed_sequence: Sequence,
-        oldest: Sequence,
-        generation: u64,
-    ) -> Version {
+    pub fn new(flushed: Flushed, ssts: impl IntoIterator<Item = Sst>, oldest: Sequence, generation: u64) -> Version {
         Version {
-            mutable: Arc::new(Memtable::new(schema.clone())),
-            flushed_schema: schema.clone(),
-            schema,
+            mutable: Arc::new(Memtable::new(flushed.rules.schema.clone())),
+            rules: flushed.rules.clone(),
             frozen: Vec::new(),
             ssts: ssts.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))).collect(),
             flushed,
-            flushed_sequence,
             oldest,
             generation,
         }
+    }
+
+    /// The columns of rows to come, their key and options.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.rules.schema
+    }
+
+    /// The oldest sequence that can be read.
+    pub fn readable(&self) -> Sequence {
+        self.oldest.max(self.rules.ranges.oldest)
     }
 
     /// The mutable memtable, if it has rows, is frozen and another one takes the writes.
@@ -67,16 +79,19 @@ impl Version {
         let mut next = self.clone();
         if !self.mutable.is_empty() {
             next.frozen.push(self.mutable.clone());
-            next.mutable = Arc::new(Memtable::new(self.schema.clone()));
+            next.mutable = Arc::new(Memtable::new(self.schema().clone()));
         }
         next
     }
 
-    /// Rows to come are of `schema`; those that are there stay as they were written.
-    pub fn with_schema(&self, schema: Arc<Schema>) -> Version {
-        let mut next = self.with_frozen();
-        next.mutable = Arc::new(Memtable::new(schema.clone()));
-        next.schema = schema;
+    /// Reads and rows to come go by `rules`; rows that are there stay as they were written.
+    pub fn with_rules(&self, rules: Rules) -> Version {
+        let mut next = self.clone();
+        if rules.schema != self.rules.schema {
+            next = self.with_frozen();
+            next.mutable = Arc::new(Memtable::new(rules.schema.clone()));
+        }
+        next.rules = Arc::new(rules);
         next
     }
 
@@ -86,9 +101,7 @@ impl Version {
         &self,
         written: &[Arc<Memtable>],
         added: impl IntoIterator<Item = Sst>,
-        flushed: Option<LogId>,
-        flushed_sequence: Sequence,
-        flushed_schema: Arc<Schema>,
+        flushed: Flushed,
     ) -> Option<Version> {
         let is_written = |memtable: &Arc<Memtable>| written.iter().any(|one| Arc::ptr_eq(one, memtable));
         if self.frozen.iter().filter(|memtable| is_written(memtable)).count() != written.len() {
@@ -98,8 +111,6 @@ impl Version {
         next.frozen.retain(|memtable| !is_written(memtable));
         next.ssts.extend(added.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
         next.flushed = flushed;
-        next.flushed_sequence = flushed_sequence;
-        next.flushed_schema = flushed_schema;
         Some(next)
     }
 
@@ -123,10 +134,11 @@ impl Version {
     /// The rows that `scan` asks for, in batches of at most `batch_rows`.
     pub fn scan(&self, scan: &Scan, batch_rows: usize) -> Result<Merge> {
         let memtables = self.memtables().cloned();
-        Merge::visible(&self.schema, memtables, self.ssts.values().cloned(), scan, batch_rows)
+        Merge::visible(&self.rules, memtables, self.ssts.values().cloned(), scan, batch_rows)
     }
 
-    /// For each of `keys`, in any order, the newest version that is not newer than `upto`, a tombstone too.
+    /// For each of `keys`, in any order, the newest version that is not newer than `upto`, a tombstone too. What is hidden
+    /// is not there.
     pub async fn newest(&self, keys: &[Key], upto: Sequence) -> Result<Vec<Option<(Sequence, Op)>>> {
         let mut found: BTreeMap<&Key, Option<(Sequence, Op)>> = BTreeMap::new();
         for key in keys {
@@ -150,7 +162,20 @@ impl Version {
                 *known = (*known).max(version);
             }
         }
-        Ok(keys.iter().map(|key| found[key]).collect())
+        let hidden = self.rules.ranges.upto(upto);
+        let is_hidden = |key: &Key, sequence| hidden != Hidden::default() && hidden.hides(sequence, self.time_of(key));
+        Ok(keys.iter().map(|key| found[key].filter(|(sequence, _)| !is_hidden(key, *sequence))).collect())
+    }
+
+    /// The time in a row key, in the unit of the TIME INDEX.
+    fn time_of(&self, key: &Key) -> Option<i64> {
+        let schema = self.schema();
+        schema.time_index()?;
+        let types: Vec<_> = schema.key().into_iter().map(|at| schema.columns()[at].column_type).collect();
+        match decode_key(key, &types).ok()?.pop() {
+            Some(Value::Timestamp(time)) => Some(time),
+            _ => None,
+        }
     }
 
     /// Versions in memory.
@@ -168,8 +193,8 @@ impl Version {
         self.ssts.values().map(|sst| sst.meta().bytes).sum()
     }
 
-    /// The newest first.
-    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+    /// All memtables, the newest first.
+    pub fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
         std::iter::once(&self.mutable).chain(self.frozen.iter().rev())
     }
 }

@@ -1,4 +1,4 @@
-//! Changes of a table's columns: from a schema to the next one, or a reason why not. Pure.
+//! Changes of a table's columns and options: from a schema to the next one, or a reason why not. Pure.
 //!
 //! A column is known by its id, which is never used again: one that is dropped and added under its old name is another one,
 //! and does not find the cells of the first. Rows that are older than a column read in it what its default was *when it was
@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::column::{Column, ColumnDefault, ColumnType, Schema, SchemaError};
+use super::options::OptionError;
 use super::value::Value;
 
 /// One change.
@@ -53,6 +54,13 @@ pub enum Alteration {
         /// The default.
         default: Option<ColumnDefault>,
     },
+    /// An option of the table changes.
+    SetOption {
+        /// Its name.
+        option: String,
+        /// What it is from now on; none: as if it never was set.
+        value: Option<String>,
+    },
 }
 
 /// Where a new column stands.
@@ -83,6 +91,8 @@ pub enum AlterError {
     Default { column: String, column_type: ColumnType },
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error(transparent)]
+    Option(#[from] OptionError),
 }
 
 impl Schema {
@@ -138,6 +148,7 @@ impl Schema {
                 check_default(column, self.columns()[at].column_type, default.as_ref())?;
                 self.change(at, |column| column.default.clone_from(default));
             }
+            Alteration::SetOption { option, value } => self.set_option(option, value.as_deref())?,
         }
         Ok(())
     }

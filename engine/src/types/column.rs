@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Value;
 use super::alter::AlterError;
+use super::options::{OptionError, TableOptions};
 
 /// Names a column for its whole life: a column dropped and added again under the same name has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,6 +37,12 @@ impl TimeUnit {
             TimeUnit::Microsecond => 1_000_000,
             TimeUnit::Nanosecond => 1_000_000_000,
         }
+    }
+
+    /// How many of them so many milliseconds are; less than one is one.
+    pub fn of_ms(self, ms: u64) -> i64 {
+        let units = u128::from(ms) * self.per_second() as u128 / 1_000;
+        i64::try_from(units).unwrap_or(i64::MAX).max(1)
     }
 
     fn to_arrow(self) -> ArrowTimeUnit {
@@ -176,10 +183,10 @@ pub struct Column {
     pub default: Option<ColumnDefault>,
 }
 
-/// The columns of a table and its row key: PRIMARY KEY columns, then the TIME INDEX (if any).
+/// The columns of a table, its row key (PRIMARY KEY columns, then the TIME INDEX, if any) and its options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
-    /// Grows by one with each change of the columns. Counts from 1.
+    /// Grows by one with each change of columns or options. Counts from 1.
     pub version: u64,
     columns: Vec<Column>,
     /// Positions in `columns` of the PRIMARY KEY, in key order.
@@ -190,6 +197,7 @@ pub struct Schema {
     next_column: ColumnId,
     /// Of columns that were added later: what rows that are older than the column read in it, unless that is NULL.
     absent: BTreeMap<ColumnId, Value>,
+    options: TableOptions,
 }
 
 /// Why some columns are no schema. The message names the column.
@@ -256,7 +264,31 @@ impl Schema {
         }
         let last = columns.iter().map(|column| column.id.0).max().unwrap_or(0);
         let next_column = ColumnId(last.saturating_add(1));
-        Ok(Schema { version, columns, primary_key, time_index, next_column, absent: BTreeMap::new() })
+        let (absent, options) = (BTreeMap::new(), TableOptions::default());
+        Ok(Schema { version, columns, primary_key, time_index, next_column, absent, options })
+    }
+
+    /// The same with these options.
+    pub fn with_options(mut self, options: TableOptions) -> Result<Schema, OptionError> {
+        if options.ttl_ms.is_some() && self.time_index.is_none() {
+            return Err(OptionError::NoTime);
+        }
+        self.options = options;
+        Ok(self)
+    }
+
+    /// The table's options.
+    pub fn options(&self) -> &TableOptions {
+        &self.options
+    }
+
+    /// Changes an option, as far as rows that are there already allow it.
+    pub(super) fn set_option(&mut self, name: &str, value: Option<&str>) -> Result<(), OptionError> {
+        let mut options = self.options.clone();
+        options.set(name, value)?;
+        self.options.may_become(&options)?;
+        *self = self.clone().with_options(options)?;
+        Ok(())
     }
 
     /// What a row that is older than the column reads in it.
@@ -332,6 +364,14 @@ impl Schema {
     /// Position of the TIME INDEX column.
     pub fn time_index(&self) -> Option<usize> {
         self.time_index
+    }
+
+    /// The unit of the TIME INDEX.
+    pub fn time_unit(&self) -> Option<TimeUnit> {
+        match self.columns[self.time_index?].column_type {
+            ColumnType::Timestamp(unit) => Some(unit),
+            _ => None,
+        }
     }
 
     /// Positions of the row key's columns: PRIMARY KEY, then TIME INDEX.

@@ -23,7 +23,7 @@ use arrow::datatypes::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ColumnType, Value};
+use super::{ColumnType, Sequence, Value};
 
 /// The encoded row key of a row. Compares as the row's key columns do.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,6 +34,15 @@ impl fmt::Debug for Key {
         f.write_str("k")?;
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
+}
+
+/// A place between two versions, which stand in the order (key ascending, sequence descending): right behind this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The row key.
+    pub key: Key,
+    /// The version; 0: all versions of the key.
+    pub sequence: Sequence,
 }
 
 /// Bytes that are no key of the expected columns.

@@ -7,6 +7,7 @@ mod batch;
 mod column;
 mod id;
 mod key;
+mod options;
 mod predicate;
 mod value;
 
@@ -17,6 +18,7 @@ pub use id::{
     Incarnation, LogId, NodeId, Op, ProcedureId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId,
     Timestamp, Vote,
 };
-pub use key::{Key, KeyError, decode_key, encode_key, encode_keys};
+pub use key::{Key, KeyError, Position, decode_key, encode_key, encode_keys};
+pub use options::{MergeMode, OptionError, TableOptions};
 pub use predicate::{Condition, Predicate};
 pub use value::Value;

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use engine::event::Event;
 use engine::meta::catalog::TableDef;
 use engine::region::command::{Command, decode_outcome};
-use engine::types::{ColumnId, ColumnType, Key, Op, RegionId, Schema, Sequence, Value, decode_batch, encode_keys};
+use engine::types::{
+    ColumnId, ColumnType, Key, MergeMode, Op, RegionId, Schema, Sequence, Value, decode_batch, encode_keys,
+};
 
 /// The cells of a row by their columns, which keep their ids when the table is altered.
 pub type Row = BTreeMap<ColumnId, Value>;
@@ -52,12 +54,19 @@ pub struct RegionModel {
     /// The highest entry taken into account.
     last: Option<u64>,
     /// Writes whose table is not known yet, in log order.
-    waiting: Vec<(Bytes, Bytes, Sequence)>,
+    waiting: Vec<(u64, Bytes, Bytes, Sequence)>,
     /// Its schemas, the newest last.
     schemas: Vec<Schema>,
-    /// Versions of each key by sequence, as rows of the newest schema; none: a tombstone.
+    /// Versions of each key by sequence, as rows of the newest schema; none: all that is older is gone, by a tombstone, a
+    /// truncation or an expiry.
     versions: BTreeMap<Key, BTreeMap<Sequence, Option<Row>>>,
     sequence: Sequence,
+    /// Up to here rows expired.
+    watermark: Option<i64>,
+    /// What is newer is a row of its own, in a table that appends.
+    appends_after: Sequence,
+    /// What must stay readable, and the entry that says so.
+    pins: BTreeMap<String, (Sequence, u64)>,
 }
 
 impl Model {
@@ -88,7 +97,7 @@ impl Model {
             return;
         }
         region.last = Some(log_id.index);
-        region.waiting.push((command.clone(), outcome.clone(), *sequence));
+        region.waiting.push((log_id.index, command.clone(), outcome.clone(), *sequence));
         if let Some(first) = self.first.get(&id.table().0) {
             region.fold(first);
         }
@@ -99,13 +108,16 @@ impl Model {
         self.regions.get(&id)
     }
 
-    /// The rows of a table that are visible now, by key.
-    pub fn rows(&self, table: &TableDef) -> BTreeMap<Key, Row> {
+    /// The rows of a table that are visible now.
+    pub fn rows(&self, table: &TableDef) -> Vec<(Key, Row)> {
         let regions = table.regions.iter().filter_map(|region| self.regions.get(&region.id));
-        regions
-            .flat_map(|region| region.visible(region.sequence))
-            .map(|(key, row)| (key.clone(), row.clone()))
-            .collect()
+        let rows = regions.flat_map(|region| region.visible(region.sequence));
+        rows.map(|(key, _, row)| (key.clone(), row)).collect()
+    }
+
+    /// The newest sequences of a table's regions.
+    pub fn sequences(&self, table: &TableDef) -> Vec<Sequence> {
+        table.regions.iter().filter_map(|region| self.regions.get(&region.id)).map(RegionModel::sequence).collect()
     }
 }
 
@@ -115,11 +127,75 @@ impl RegionModel {
         self.sequence
     }
 
-    /// The rows that a read at `upto` must return, in key order.
-    pub fn visible(&self, upto: Sequence) -> impl Iterator<Item = (&Key, &Row)> {
-        self.versions.iter().filter_map(move |(key, versions)| {
-            let (_, row) = versions.range(..=upto).next_back()?;
-            Some((key, row.as_ref()?))
+    /// The rows that a read at `upto` must return, each with its version: in key order, the newest first.
+    pub fn visible(&self, upto: Sequence) -> impl Iterator<Item = (&Key, Sequence, Row)> {
+        self.versions.iter().flat_map(move |(key, versions)| {
+            self.rows_of(versions, upto).into_iter().map(move |(sequence, row)| (key, sequence, row))
+        })
+    }
+
+    /// What the versions of one row come to.
+    fn rows_of(&self, versions: &BTreeMap<Sequence, Option<Row>>, upto: Sequence) -> Vec<(Sequence, Row)> {
+        let newest_first = versions.range(..=upto).rev();
+        let mut rows = newest_first.map_while(|(sequence, row)| Some((*sequence, row.as_ref()?)));
+        match self.mode() {
+            MergeMode::LastRow => rows.next().map(|(sequence, row)| (sequence, row.clone())).into_iter().collect(),
+            MergeMode::LastNonNull => {
+                let Some((newest, row)) = rows.next() else { return Vec::new() };
+                let mut merged = row.clone();
+                for (_, older) in rows {
+                    for (column, cell) in &mut merged {
+                        if *cell == Value::Null {
+                            cell.clone_from(&older[column]);
+                        }
+                    }
+                }
+                vec![(newest, merged)]
+            }
+            MergeMode::Append => {
+                let mut all: Vec<(Sequence, Row)> = rows.map(|(sequence, row)| (sequence, row.clone())).collect();
+                let appended = all.iter().take_while(|(sequence, _)| *sequence > self.appends_after).count();
+                all.truncate(appended + 1);
+                all
+            }
+        }
+    }
+
+    /// What the versions of a row come to.
+    pub fn mode(&self) -> MergeMode {
+        self.newest().map(|schema| schema.options().merge_mode).unwrap_or_default()
+    }
+
+    /// What is different between a read at `since` and one at `upto`: the key, the row that was (-1) or is (1).
+    pub fn changes(&self, since: Sequence, upto: Sequence) -> Vec<(Key, i8, Row)> {
+        let mut changes = Vec::new();
+        for (key, versions) in &self.versions {
+            let (was, is) = (self.rows_of(versions, since), self.rows_of(versions, upto));
+            let alone = |row: &(Sequence, Row), others: &[(Sequence, Row)]| {
+                others.iter().all(|(sequence, _)| *sequence != row.0)
+            };
+            let gone = was.iter().filter(|row| alone(row, &is)).map(|row| (row.0, -1, &row.1));
+            let new = is.iter().filter(|row| alone(row, &was)).map(|row| (row.0, 1, &row.1));
+            let mut of_key: Vec<(Sequence, i8, &Row)> = gone.chain(new).collect();
+            if self.mode() == MergeMode::Append {
+                let own = |sequence: Sequence| if sequence > self.appends_after { sequence } else { Sequence(0) };
+                of_key.sort_by_key(|(sequence, sign, _)| (std::cmp::Reverse(own(*sequence)), *sign));
+            }
+            changes.extend(of_key.into_iter().map(|(_, sign, row)| (key.clone(), sign, row.clone())));
+        }
+        changes
+    }
+
+    /// The sequences that must stay readable, and the entries that say so.
+    pub fn pins(&self) -> Vec<(Sequence, u64)> {
+        self.pins.values().copied().collect()
+    }
+
+    /// The row that a read by key finds after each of the key's versions; none: it finds none.
+    pub fn states(&self, key: &Key) -> impl Iterator<Item = (Sequence, Option<Row>)> {
+        self.versions.get(key).into_iter().flat_map(|versions| {
+            let state = |sequence| self.rows_of(versions, sequence).into_iter().next().map(|(_, row)| row);
+            versions.keys().map(move |sequence| (*sequence, state(*sequence)))
         })
     }
 
@@ -157,24 +233,55 @@ impl RegionModel {
         for row in self.versions.values_mut().flat_map(BTreeMap::values_mut).flatten() {
             *row = carried(std::mem::take(row), &schema);
         }
+        if schema.options().merge_mode == MergeMode::Append && self.mode() != MergeMode::Append {
+            self.appends_after = self.sequence;
+        }
         self.schemas.push(schema);
+    }
+
+    /// Rows of an earlier time are gone behind `sequence`.
+    fn expire(&mut self, before: i64, sequence: Sequence) {
+        self.watermark = Some(before);
+        let Some(time) = self.newest().and_then(|schema| Some(schema.columns()[schema.time_index()?].id)) else {
+            return;
+        };
+        for versions in self.versions.values_mut() {
+            let newest = versions.values().next_back().and_then(Option::as_ref);
+            if newest.is_some_and(|row| row[&time] < Value::Timestamp(before)) {
+                versions.insert(sequence, None);
+            }
+        }
     }
 
     fn fold(&mut self, first: &Schema) {
         if self.schemas.is_empty() {
             self.schemas.push(first.clone());
         }
-        for (command, outcome, sequence) in std::mem::take(&mut self.waiting) {
+        for (index, command, outcome, sequence) in std::mem::take(&mut self.waiting) {
             let before = std::mem::replace(&mut self.sequence, sequence);
             if decode_outcome(&outcome).is_err() {
                 continue;
             }
             let write = match Command::decode(&command) {
                 // Answered from memory: nothing got a sequence.
-                Ok(Command::Write { .. } | Command::Truncate { .. }) if sequence == before => continue,
+                Ok(Command::Write { .. } | Command::Truncate { .. } | Command::Expire { .. }) if sequence == before => {
+                    continue;
+                }
                 Ok(Command::Write { write, .. }) => write,
                 Ok(Command::Truncate { .. }) => {
                     self.versions.values_mut().for_each(|versions| drop(versions.insert(sequence, None)));
+                    continue;
+                }
+                Ok(Command::Expire { before }) => {
+                    self.expire(before, sequence);
+                    continue;
+                }
+                Ok(Command::Pin { name, .. }) => {
+                    self.pins.entry(name).or_insert((sequence, index));
+                    continue;
+                }
+                Ok(Command::Unpin { name }) => {
+                    self.pins.remove(&name);
                     continue;
                 }
                 Ok(Command::Alter { schema, .. }) => {

@@ -115,7 +115,9 @@ fn follows(
 ) -> Result<(), Violation> {
     let rows = match (command.is_empty(), decode_outcome(outcome)) {
         // It has a sequence of its own, behind the rows that it takes away.
-        (false, Ok(_)) if matches!(Command::decode(command), Ok(Command::Truncate { .. })) => 1,
+        (false, Ok(_)) if matches!(Command::decode(command), Ok(Command::Truncate { .. } | Command::Expire { .. })) => {
+            1
+        }
         (false, Ok(answer)) => answer.rows,
         _ => 0,
     };

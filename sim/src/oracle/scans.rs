@@ -1,19 +1,20 @@
 //! Oracle 4b: what a replica returns when all of it is read is what its log says.
 //!
 //! A replica is read whole after each exchange of its version (flush, compaction, install, open), and all of them at calm;
-//! each time at its newest sequence, and once versions were dropped also at the oldest that can be read and at one
-//! between. Checks: the rows are exactly those that the model has at that sequence, each once; stored data that was never
-//! damaged can be read; the columns are those that its log says.
+//! each time at its newest sequence, at each that is pinned, and once versions were dropped also at the oldest that can be
+//! read and at one between. Checks: the rows are exactly those that the model has at that sequence, each once; what changed
+//! between the oldest and the newest of these is what the model says; what is pinned can be read; stored data that was
+//! never damaged can be read; the columns are those that its log says.
 //!
 //! Does not check: reads that skip rows or columns (pushed-down filters; the client oracle reads by key). A replica without rows whose log has none either counts as not compared.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use engine::region::request::ReplicaStatus;
-use engine::types::{Key, NodeId, RegionId, ReplicaId, Sequence};
+use engine::types::{Key, MergeMode, NodeId, RegionId, ReplicaId, Sequence};
 
 use super::Violation;
-use super::model::{Model, RegionModel, Row};
+use super::model::{Model, Row};
 
 pub(super) const NAME: &str = "replicas_scan";
 
@@ -48,7 +49,8 @@ impl ScanOracle {
     pub fn judge(&mut self, model: &Model, scanned: &Scanned) -> Result<(), Violation> {
         let Scanned { region, replica, node, sequence, version, rows } = scanned;
         let model = model.region(*region);
-        let expected: BTreeMap<&Key, &Row> = model.into_iter().flat_map(|region| region.visible(*sequence)).collect();
+        let expected = model.into_iter().flat_map(|region| region.visible(*sequence));
+        let expected: Vec<(&Key, Row)> = expected.map(|(key, _, row)| (key, row)).collect();
         if expected.is_empty() && rows.is_empty() {
             return Ok(());
         }
@@ -57,22 +59,62 @@ impl ScanOracle {
             let whose = format!("{replica} of {region} on {node} at {sequence}");
             Err(violation(signature, vec![whose, what, instead]))
         };
-        let mut found: BTreeMap<&Key, Row> = BTreeMap::new();
-        for (key, row) in rows {
-            let carried = |region: &RegionModel| region.carried(row.clone(), *version);
-            if let Some(before) = found.insert(key, model.map_or_else(|| row.clone(), carried)) {
-                let once = format!("and before it {before:?}");
-                return wrong("a replica returns a row twice", format!("found {key:?} {row:?}"), once);
+        let carried = |row: &Row| model.map_or_else(|| row.clone(), |region| region.carried(row.clone(), *version));
+        let found: Vec<(&Key, Row)> = rows.iter().map(|(key, row)| (key, carried(row))).collect();
+        let appends = model.is_some_and(|region| region.mode() == MergeMode::Append);
+        let mut keys = BTreeSet::new();
+        if let Some((key, row)) = found.iter().find(|(key, _)| !keys.insert(*key)).filter(|_| !appends) {
+            let both = found.iter().filter(|(other, _)| other == key).map(|(_, row)| format!("{row:?}"));
+            let both = both.collect::<Vec<_>>().join(", ");
+            return wrong("a replica returns a row twice", format!("found {key:?} {row:?}"), format!("of {both}"));
+        }
+        let same = found.iter().zip(&expected).take_while(|(found, expected)| found == expected).count();
+        match (found.get(same), expected.get(same)) {
+            (None, None) => Ok(()),
+            (found, expected) => {
+                let signature = "a replica's content is not what its log says";
+                wrong(signature, format!("found {found:?}"), format!("expected {expected:?}"))
             }
         }
-        let signature = "a replica's content is not what its log says";
-        if let Some((key, row)) = expected.iter().find(|(key, row)| found.get(*key) != Some(**row)) {
-            return wrong(signature, format!("expected {key:?} {row:?}"), format!("found {:?}", found.get(key)));
+    }
+
+    /// Holds what a replica says that changed behind `since` against the model: of each row the sign, and what it was or is.
+    pub fn judge_changes(
+        &mut self,
+        model: &Model,
+        since: Sequence,
+        scanned: &Scanned,
+        signs: &[i8],
+    ) -> Result<(), Violation> {
+        let Scanned { region, replica, node, sequence, version, rows } = scanned;
+        let Some(model) = model.region(*region) else { return Ok(()) };
+        let expected = model.changes(since, *sequence);
+        if expected.is_empty() && rows.is_empty() {
+            return Ok(());
         }
-        if let Some((key, row)) = found.iter().find(|(key, _)| !expected.contains_key(*key)) {
-            return wrong(signature, format!("found {key:?} {row:?}"), "expected no such row".to_string());
+        self.evaluations += 1;
+        let carried = |row: &Row| model.carried(row.clone(), *version);
+        let found: Vec<(Key, i8, Row)> =
+            rows.iter().zip(signs).map(|((key, row), sign)| (key.clone(), *sign, carried(row))).collect();
+        if found == expected {
+            return Ok(());
         }
-        Ok(())
+        let at = found.iter().zip(&expected).take_while(|(found, expected)| found == expected).count();
+        let whose = format!("{replica} of {region} on {node} from {since} to {sequence}");
+        let what = vec![whose, format!("found {:?}", found.get(at)), format!("expected {:?}", expected.get(at))];
+        Err(violation("a replica's changes are not what its log says", what))
+    }
+
+    /// A replica that has applied a pin and not its end must have what it pins.
+    pub fn judge_pins(&mut self, model: &Model, status: &ReplicaStatus) -> Result<(), Violation> {
+        let Some(model) = model.region(status.region) else { return Ok(()) };
+        let applied = status.applied.map_or(0, |applied| applied.index);
+        let lost = |(sequence, index): &(Sequence, u64)| *index <= applied && *sequence < status.oldest;
+        let Some((sequence, index)) = model.pins().into_iter().find(lost) else { return Ok(()) };
+        let whose = format!("{} of {} on {} at entry {applied}", status.replica, status.region, status.node);
+        let what =
+            vec![whose, format!("pinned {sequence} by entry {index}"), format!("reads from {} on", status.oldest)];
+        Err(violation("a replica does not keep what is pinned", what))
     }
 
     /// A replica that has applied all that the model has must have its columns.
@@ -157,7 +199,6 @@ mod tests {
             name: "t".into(),
             schema: first,
             partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
-            options: BTreeMap::new(),
             regions: Vec::new(),
         });
         let log_id = LogId { term: 1, index: 7 };

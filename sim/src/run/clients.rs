@@ -189,13 +189,22 @@ impl Clients {
             let columns: Vec<String> =
                 table.schema.columns().iter().map(|column| format!("\"{}\"", column.name)).collect();
             let sql = format!("SELECT {} FROM {}", columns.join(", "), table.name);
-            let output = match self.execute("oracle", &sql, Duration::from_secs(60)).await {
-                Ok(Output::Rows { batches, .. }) => batches,
-                // Dropped.
-                Err(err) if err.code() == "unknown_table" => continue,
-                Ok(_) => return Err(Error::Stopped),
-                Err(err) => return Err(err),
+            let mut before;
+            let output = loop {
+                before = self.hub.state().model.sequences(&table);
+                let output = match self.execute("oracle", &sql, Duration::from_secs(60)).await {
+                    Ok(Output::Rows { batches, .. }) => batches,
+                    // Dropped.
+                    Err(err) if err.code() == "unknown_table" => break None,
+                    Ok(_) => return Err(Error::Stopped),
+                    Err(err) => return Err(err),
+                };
+                // Rows may expire still.
+                if before == self.hub.state().model.sequences(&table) {
+                    break Some(output);
+                }
             };
+            let Some(output) = output else { continue };
             let mut found = Vec::new();
             for batch in &output {
                 let rows = as_rows(&table, batch).map_err(|err| Error::Unknown { message: err.to_string() })?;

@@ -1,11 +1,15 @@
 //! Looks at the cluster while and after it runs: disks after a power loss, the content of replicas, convergence.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::AsArray;
+use arrow::datatypes::{DataType, Field, Int8Type, Schema as ArrowSchema};
 use engine::meta::catalog::TableDef;
 use engine::region::request::{ReplicaStatus, ScanRequest};
 use engine::server::message::{Request, Response};
+use engine::storage::changes::SIGN_COLUMN;
 use engine::types::{Key, NodeId, RegionId, Sequence, decode_batch, encode_keys};
 
 use super::hub::Hub;
@@ -37,31 +41,41 @@ pub async fn status(cluster: &Cluster, node: NodeId, region: RegionId) -> Option
     }
 }
 
-/// Holds what the replica of `region` on `node` returns for everything against the model: at its newest sequence, and if
-/// versions are gone at the oldest that can still be read and at one between. A replica that cannot answer now is not
-/// judged.
+/// Holds what the replica of `region` on `node` returns for everything against the model: at its newest sequence, at those
+/// that are pinned, and if versions are gone at the oldest that can still be read and at one between. A replica that cannot
+/// answer now is not judged.
 pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionId) {
     let Some(table) = hub.state().model.tables().find(|table| table.id == region.table()).cloned() else { return };
     let Some(status) = status(cluster, node, region).await else { return };
     let judged = {
         let mut state = hub.state();
         let state = &mut *state;
-        state.scans.judge_columns(&state.model, &status)
+        let judged = state.scans.judge_columns(&state.model, &status);
+        judged.and_then(|()| state.scans.judge_pins(&state.model, &status))
     };
     if let Err(violation) = judged {
         return hub.fail(violation);
     }
-    compare_at(cluster, hub, node, &table, &status, status.sequence).await;
+    compare_at(cluster, hub, node, &table, &status, status.sequence, None).await;
+    let pins = hub.state().model.region(region).map(|model| model.pins()).unwrap_or_default();
+    let mut others: BTreeSet<Sequence> = pins.into_iter().map(|(sequence, _)| sequence).collect();
     if status.oldest > Sequence(0) {
         let between = Sequence(status.oldest.0.midpoint(status.sequence.0));
-        for sequence in BTreeSet::from([status.oldest, between]) {
-            if sequence != status.sequence {
-                compare_at(cluster, hub, node, &table, &status, sequence).await;
+        others.extend([status.oldest, between]);
+    }
+    if let Some(first) = others.first().copied() {
+        compare_at(cluster, hub, node, &table, &status, status.sequence, Some(first)).await;
+    }
+    {
+        for sequence in others {
+            if sequence < status.sequence {
+                compare_at(cluster, hub, node, &table, &status, sequence, None).await;
             }
         }
     }
 }
 
+/// Reads the replica at `sequence`: all of it, or what changed behind `since`.
 async fn compare_at(
     cluster: &Cluster,
     hub: &Hub,
@@ -69,19 +83,29 @@ async fn compare_at(
     table: &TableDef,
     status: &ReplicaStatus,
     sequence: Sequence,
+    since: Option<Sequence>,
 ) {
     let region = status.region;
     let mut rows: Vec<(Key, Row)> = Vec::new();
+    let sign = Arc::new(Field::new(SIGN_COLUMN, DataType::Int8, false));
     let mut after = None;
     let version = status.schema_version;
     let known = hub.state().model.region(region).and_then(|region| region.schema(version).cloned());
     let table = known.unwrap_or_else(|| table.schema.clone());
-    let schema = table.to_arrow();
+    let schema = match since {
+        None => table.to_arrow(),
+        Some(_) => {
+            let fields = table.to_arrow().fields().iter().cloned().chain([sign]).collect::<Vec<_>>();
+            Arc::new(ArrowSchema::new(fields))
+        }
+    };
+    let mut signs: Vec<i8> = Vec::new();
     loop {
         let scan = ScanRequest {
             schema_version: version,
             columns: table.columns().iter().map(|column| column.name.clone()).collect(),
             upto: Some(sequence),
+            since,
             after,
             ..ScanRequest::default()
         };
@@ -99,6 +123,9 @@ async fn compare_at(
                 let violation = hub.state().scans.unreadable(region, node, "it answers with something else than rows");
                 return hub.fail(violation);
             };
+            if let Some(column) = batch.column_by_name(SIGN_COLUMN) {
+                signs.extend(column.as_primitive::<Int8Type>().values());
+            }
             for (number, key) in encode_keys(&batch, &table.key()).into_iter().enumerate() {
                 rows.push((key, row_at(&table, &batch, number)));
             }
@@ -112,7 +139,10 @@ async fn compare_at(
     let judged = {
         let mut state = hub.state();
         let state = &mut *state;
-        state.scans.judge(&state.model, &scanned)
+        match since {
+            None => state.scans.judge(&state.model, &scanned),
+            Some(since) => state.scans.judge_changes(&state.model, since, &scanned, &signs),
+        }
     };
     if let Err(violation) = judged {
         hub.fail(violation);

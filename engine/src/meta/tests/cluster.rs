@@ -125,12 +125,12 @@ async fn a_procedure_that_is_stuck_does_not_hold_up_another_one() {
     let world = World::new(2, 1);
     world.down(1);
     let mut stuck = table("stuck", 1);
-    stuck.options.insert("replicas".to_string(), "2".to_string());
+    stuck.replicas = Some(2);
     let request = MetaRequest::CreateTable { table: stuck, request: (SessionId(1), 1) };
     let leader = world.leader();
     assert_eq!(leader.service.handle(request, Duration::from_millis(50)).await.unwrap_err().code(), "unknown_outcome");
     let mut other = table("other", 1);
-    other.options.insert("replicas".to_string(), "1".to_string());
+    other.replicas = Some(1);
     for number in 2..4 {
         // One replica a table: one of two tables is placed on the node that is up.
         other.name = format!("other{number}");

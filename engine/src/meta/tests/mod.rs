@@ -4,8 +4,6 @@ mod cluster;
 mod property;
 mod script;
 
-use std::collections::BTreeMap;
-
 use super::catalog::{CreateTable, PartitionRule};
 use super::{Command, Limits};
 use crate::types::{Alteration, Column, ColumnId, ColumnType, NodeId, Place, ReplicaId, Schema, SessionId, Value};
@@ -36,7 +34,7 @@ pub(crate) fn table(name: &str, regions: u32) -> CreateTable {
         name: name.to_string(),
         schema: Schema::new(1, vec![column], &["id".to_string()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["id".to_string()], regions },
-        options: BTreeMap::new(),
+        replicas: None,
         if_not_exists: false,
     }
 }

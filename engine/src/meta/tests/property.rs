@@ -176,8 +176,7 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
         Entry::Create { name, regions, replicas, if_not_exists, request: by } => {
             let mut table = table(&format!("table{name}"), regions);
             table.if_not_exists = if_not_exists;
-            table.options =
-                replicas.map(|replicas| ("replicas".to_string(), replicas.to_string())).into_iter().collect();
+            table.replicas = replicas.map(u32::from);
             Command::StartCreate { table: Box::new(table), request: request(by) }
         }
         Entry::Drop { name, if_exists, request: by } => {

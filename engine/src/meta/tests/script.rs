@@ -53,11 +53,7 @@ impl goldenscript::Runner for Script {
                 let name = args.next_pos().ok_or("create what?")?;
                 let request = request(&mut args)?;
                 let mut table = table(name, u32::try_from(number(&mut args, "regions")?.unwrap_or(1))?);
-                table.options = args
-                    .take_key("replicas")
-                    .map(|replicas| ("replicas".to_string(), replicas.to_string()))
-                    .into_iter()
-                    .collect();
+                table.replicas = number(&mut args, "replicas")?.map(|replicas| replicas as u32);
                 table.if_not_exists = flag(&mut args, "if_not_exists");
                 self.apply(Command::StartCreate { table: Box::new(table), request })
             }

@@ -70,6 +70,10 @@ impl Lane {
             | Kind::Transfer
             | Kind::Truncate
             | Kind::Alter
+            | Kind::Pin
+            | Kind::Unpin
+            | Kind::Pins
+            | Kind::Clock
             | Kind::Status
             | Kind::Meta => Lane::Request,
         }

@@ -31,6 +31,7 @@ impl Default for Script {
         let strategy = Strategy {
             window: None,
             unit: TimeUnit::Second,
+            is_strict: false,
             active_runs: 4,
             inactive_runs: 1,
             small_files: 8,

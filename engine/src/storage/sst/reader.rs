@@ -16,7 +16,7 @@ use parquet::arrow::push_decoder::{ParquetPushDecoder, ParquetPushDecoderBuilder
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
-use super::{FORMAT, FileMeta, INDEX_KEY, Index, path, unreadable};
+use super::{FORMAT, FileMeta, Group, INDEX_KEY, Index, path, unreadable};
 use crate::disk::{Disk, File, Open};
 use crate::error::{Error, Result};
 use crate::storage::damaged;
@@ -167,7 +167,7 @@ impl Sst {
         let mut spans = Vec::new();
         for (number, group) in self.index.groups.iter().enumerate() {
             let can_hold = |filter: &Filter| {
-                let at = position(&self.index.schema, &plan.schema, filter.column);
+                let at = position(&self.index.schema, &plan.rules.schema, filter.column);
                 let Some(statistics) = at.and_then(|at| self.statistics.get(&at)) else { return true };
                 let (min, max) = &statistics[number];
                 filter.condition.can_hold(min.as_ref(), max.as_ref(), false)
@@ -179,7 +179,11 @@ impl Sst {
                 continue;
             }
             let (first, end) = plan.range.within(&group.blocks);
-            spans.push(Span { group: number, blocks: first.saturating_sub(1)..end });
+            let all = first.saturating_sub(1)..end;
+            match &plan.only {
+                None => spans.push(Span { group: number, blocks: all }),
+                Some(only) => spans.extend(blocks_of(only, group, all).map(|blocks| Span { group: number, blocks })),
+            }
         }
         spans
     }
@@ -292,13 +296,14 @@ impl SstScan {
         let meta = &sst.meta;
         let (first, last) = (Value::Timestamp(meta.first_time), Value::Timestamp(meta.last_time));
         let in_time = |filter: &Filter| {
-            plan.schema.time_index() != Some(filter.column)
+            plan.rules.schema.time_index() != Some(filter.column)
                 || filter.condition.can_hold(Some(&first), Some(&last), false)
         };
         let wanted = meta.first_sequence <= plan.upto
+            && !plan.hidden.hides_file(meta)
             && plan.range.meets(&meta.first_key, &meta.last_key)
             && plan.key_filters.iter().all(in_time);
-        let shape = Shape::of(&sst.index.schema, &plan.schema, &plan);
+        let shape = Shape::of(&sst.index.schema, &plan.rules.schema, &plan);
         wanted.then(|| SstScan { sst, plan, shape, decoder: None })
     }
 
@@ -334,17 +339,30 @@ impl Sst {
         // Of the shape that the file's schema has, without the version columns.
         let read = gather(&[&batch], &all, &columns, &shape.read_schema).map_err(broken)?;
         let batch = shape.make(read, &ops, plan).map_err(broken)?;
-        let mask = plan.key_mask(&batch).map_err(broken)?;
         let keys = encode_keys(&batch, &plan.key);
         let (from, to) = plan.range.within(&keys);
         let rows = Rows { batch, keys, sequences, ops };
-        let rows = match mask {
-            Some(mask) => rows.slice(from, to - from).filter(&mask.slice(from, to - from)).map_err(broken)?,
-            None if (from, to) == (0, rows.len()) => rows,
-            None => rows.slice(from, to - from),
-        };
-        Ok(rows)
+        let rows = if (from, to) == (0, rows.len()) { rows } else { rows.slice(from, to - from) };
+        let may_hide = plan.hidden.hides(self.meta.first_sequence, self.meta.times().map(|(earliest, _)| earliest));
+        plan.admitted(rows, may_hide).map_err(broken)
     }
+}
+
+/// The runs of blocks, within `all`, that can have some of `keys`, which are ascending.
+fn blocks_of<'a>(keys: &'a [Key], group: &'a Group, all: Range<usize>) -> impl Iterator<Item = Range<usize>> + 'a {
+    let can_have = move |block: usize| {
+        let from = keys.partition_point(|key| *key < group.blocks[block]);
+        // The last key of a block may be the first of the next one.
+        let last = group.blocks.get(block + 1).unwrap_or(&group.last_key);
+        keys.get(from).is_some_and(|key| key <= last)
+    };
+    let mut next = all.start;
+    std::iter::from_fn(move || {
+        let start = (next..all.end).find(|block| can_have(*block))?;
+        let end = (start..all.end).find(|block| !can_have(*block)).unwrap_or(all.end);
+        next = end;
+        Some(start..end)
+    })
 }
 
 async fn read(file: &dyn File, path: &str, range: Range<u64>) -> Result<Bytes> {

@@ -9,7 +9,9 @@ use crate::options::Options;
 use crate::storage::memtable::Memtable;
 use crate::storage::merge::Merge;
 use crate::storage::scan::Scan;
-use crate::storage::tests::{DIR, Seen, collect, column, disk, flush, open, options, schema, write as put};
+use crate::storage::tests::{
+    DIR, Seen, behind, collect, column, disk, flush, open, options, rules, schema, write as put,
+};
 use crate::types::{ColumnType, Condition, Op, Predicate, TimeUnit, Value, encode_key};
 
 #[test]
@@ -89,8 +91,8 @@ fn every_type_comes_back_as_it_was_written() {
         .map(|((op, row), sequence)| (encode_key(&row[..types.len()], &types), Sequence(sequence), op, row))
         .collect();
     expected.sort_by(|(a, s, ..), (b, t, ..)| (a, t).cmp(&(b, s)));
-    assert_eq!(collect(Merge::all_versions(&schema, [], [sst.clone()], 2)), expected);
-    assert_eq!(collect(Merge::all_versions(&schema, [memtable], [], 2)), expected);
+    assert_eq!(collect(Merge::all_versions(&rules(&schema), [], [sst.clone()], 2)), expected);
+    assert_eq!(collect(Merge::all_versions(&rules(&schema), [memtable], [], 2)), expected);
     // Statistics of every key column prune, and prune nothing that is wanted.
     for (at, (_, low, high)) in samples().into_iter().enumerate() {
         for value in [low, high] {
@@ -111,8 +113,9 @@ fn every_type_comes_back_as_it_was_written() {
                     upto: Sequence(u64::MAX),
                     include_deleted: true,
                     after: None,
+                    only: None,
                 };
-                let merge = Merge::visible(&schema, [], [sst.clone()], &scan, 4).unwrap();
+                let merge = Merge::visible(&rules(&schema), [], [sst.clone()], &scan, 4).unwrap();
                 let found: Vec<_> = collect(merge).into_iter().map(|(_, sequence, ..)| sequence).collect();
                 assert_eq!(found, newest.map(|(_, sequence, ..)| *sequence).collect::<Vec<_>>(), "{predicate}");
             }
@@ -140,7 +143,7 @@ fn a_damaged_byte_is_found_wherever_it_is() {
     let path = path(DIR, meta.id);
     let read = |meta: &FileMeta| {
         let sst = Arc::new(block_on(Sst::open(&*disk, DIR, meta.clone()))?);
-        let mut merge = Merge::all_versions(&schema(), [], [sst], 16);
+        let mut merge = Merge::all_versions(&rules(&schema()), [], [sst], 16);
         let mut rows = 0;
         while let Some(some) = block_on(merge.next())? {
             rows += some.len();
@@ -182,7 +185,7 @@ fn what_no_row_can_match_is_not_read() {
     let sst = Arc::new(open(&disk, &meta));
     let path = path(DIR, meta.id);
     // The first third of the row groups is damaged: rows of host a.
-    let merge = |scan: &Scan| Merge::visible(&schema(), [], [sst.clone()], scan, 16).unwrap();
+    let merge = |scan: &Scan| Merge::visible(&rules(&schema()), [], [sst.clone()], scan, 16).unwrap();
     let scan = |predicates: Vec<Predicate>| Scan {
         columns: vec!["v".to_string()],
         predicates,
@@ -207,7 +210,7 @@ fn what_no_row_can_match_is_not_read() {
         .len(),
         20
     );
-    let page_after_b = Scan { after: Some(meta_key("b", 49)), ..scan(vec![]) };
+    let page_after_b = Scan { after: Some(behind(meta_key("b", 49))), ..scan(vec![]) };
     assert_eq!(collect(merge(&page_after_b)).len(), 50);
     assert_eq!(
         block_on(sst.newest(&[meta_key("c", 3), meta_key("c", 77)], Sequence(150))).unwrap(),

@@ -1,0 +1,35 @@
+//! What the versions of a row come to, as of one entry of the log.
+
+use std::sync::Arc;
+
+use super::range::RangeTombstones;
+use crate::types::{MergeMode, Schema, Sequence};
+
+/// See the module. Replicated: a function of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Columns, row key and options.
+    pub schema: Arc<Schema>,
+    /// What is hidden.
+    pub ranges: RangeTombstones,
+    /// Of a table that appends: newer versions are rows of their own. Older ones were written while it did not, and of each
+    /// row the newest of them counts.
+    pub appends_after: Sequence,
+}
+
+impl Rules {
+    /// Those of a new table.
+    pub fn of(schema: Arc<Schema>) -> Rules {
+        Rules { schema, ranges: RangeTombstones::default(), appends_after: Sequence(0) }
+    }
+
+    /// What the versions of one row come to.
+    pub fn mode(&self) -> MergeMode {
+        self.schema.options().merge_mode
+    }
+
+    /// Whether the version `sequence` is a row of its own.
+    pub fn appends(&self, sequence: Sequence) -> bool {
+        self.mode() == MergeMode::Append && sequence > self.appends_after
+    }
+}
