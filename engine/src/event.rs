@@ -77,6 +77,10 @@ impl Event {
             ReplicaReopening,
             LogStalled,
             TransferStarted,
+            BufferFlush,
+            WriteStalled,
+            WriteResumed,
+            WriteRejected,
             WriteProposed,
             WriteAnswered,
             WriteRepeated,
@@ -362,6 +366,50 @@ events! {
         from: ReplicaId,
         /// The one that is asked to stand.
         to: ReplicaId,
+    }
+    /// Memtables are to be flushed because their memory is needed.
+    BufferFlush {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// What they hold.
+        bytes: u64,
+        /// Who needs it: `node`, `region`.
+        reason: String,
+    }
+    /// A write waits for memory.
+    WriteStalled {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Bytes of it.
+        bytes: u64,
+        /// Whose limit it is: `node`, `region`.
+        scope: String,
+    }
+    /// A write that waited for memory goes on.
+    WriteResumed {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Bytes of it.
+        bytes: u64,
+        /// How long it waited.
+        waited_ms: u64,
+    }
+    /// A write was refused for want of memory, at once or after it waited.
+    WriteRejected {
+        /// The group.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// Bytes of it.
+        bytes: u64,
+        /// Why, for people.
+        reason: String,
     }
     /// A write was proposed by the leader and is not yet answered.
     WriteProposed {

@@ -28,6 +28,16 @@ pub struct Options {
     pub memtable_rows: u64,
     /// A region flushes when its memtable takes more memory than this.
     pub memtable_bytes: u64,
+    /// Memory of all memtables of a node: above it the biggest ones are flushed.
+    pub write_buffer_bytes: u64,
+    /// Memtables of a node and writes under way: above it writes wait until memory is flushed, half of their time at most.
+    pub write_buffer_stall_bytes: u64,
+    /// The same with the writes that wait: above it writes are refused at once.
+    pub write_buffer_reject_bytes: u64,
+    /// As `write_buffer_stall_bytes`, of one region.
+    pub region_buffer_stall_bytes: u64,
+    /// As `write_buffer_reject_bytes`, of one region.
+    pub region_buffer_reject_bytes: u64,
     /// A region with rows or entries in memory flushes at least this often.
     pub flush_interval_ms: u64,
     /// A version of a row that a newer one replaced is kept at least this long, so that a scan that takes several requests
@@ -119,6 +129,11 @@ impl Default for Options {
             log_cache_bytes: 64 << 20,
             memtable_rows: 1_000_000,
             memtable_bytes: 64 << 20,
+            write_buffer_bytes: 1 << 30,
+            write_buffer_stall_bytes: 3 << 29,
+            write_buffer_reject_bytes: 2 << 30,
+            region_buffer_stall_bytes: 256 << 20,
+            region_buffer_reject_bytes: 512 << 20,
             flush_interval_ms: 3_600_000,
             version_keep_ms: 60_000,
             compaction_active_runs: 4,
@@ -173,6 +188,11 @@ impl Options {
         least("log_segment_bytes", self.log_segment_bytes, 4_096)?;
         least("memtable_rows", self.memtable_rows, 1)?;
         least("memtable_bytes", self.memtable_bytes, 1_024)?;
+        least("write_buffer_bytes", self.write_buffer_bytes, 1_024)?;
+        least("write_buffer_stall_bytes", self.write_buffer_stall_bytes, self.write_buffer_bytes)?;
+        least("write_buffer_reject_bytes", self.write_buffer_reject_bytes, self.write_buffer_stall_bytes)?;
+        least("region_buffer_stall_bytes", self.region_buffer_stall_bytes, 1_024)?;
+        least("region_buffer_reject_bytes", self.region_buffer_reject_bytes, self.region_buffer_stall_bytes)?;
         least("flush_interval_ms", self.flush_interval_ms, 1)?;
         least("expire_interval_ms", self.expire_interval_ms, 1)?;
         least("expire_step_ms", self.expire_step_ms, 1)?;

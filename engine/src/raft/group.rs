@@ -227,6 +227,16 @@ impl Group {
         }
     }
 
+    /// Waits until this replica does not lead, or has stopped.
+    pub async fn deposed(&self) {
+        let mut metrics = self.raft.metrics();
+        while metrics.borrow_watched().state.is_leader() {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Waits until the replica has stopped by itself, and says why: a failed write to the log, a failed apply.
     pub async fn died(&self) -> String {
         let mut metrics = self.raft.metrics();

@@ -147,6 +147,7 @@ impl Region {
             (outcome, state.side.sequence, state.side.digest, is_full)
         };
         self.visible.send_replace(sequence);
+        self.note_memory();
         if is_full {
             self.full.notify_one();
         }

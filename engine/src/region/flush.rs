@@ -99,7 +99,9 @@ impl Region {
     /// Writes everything that was applied until now to files. Answers when it is there; at once if there was nothing.
     pub async fn flush(&self) -> Result<()> {
         let mut files = self.files().await?;
+        let _flushing = self.part.flushing();
         let Some((mut flush, side)) = self.freeze() else { return Ok(()) };
+        self.note_memory();
         let (region, replica) = (self.id, self.spec.replica);
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });

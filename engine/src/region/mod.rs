@@ -17,18 +17,21 @@ pub mod side;
 
 mod alter;
 mod apply;
+mod buffer;
 mod compact;
 pub mod expire;
 mod files;
 mod flush;
 mod install;
 mod pin;
+mod pressure;
 mod read;
 #[cfg(test)]
 mod tests;
 mod truncate;
 mod validate;
 
+use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,9 +40,11 @@ use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 
+pub use self::buffer::Buffer;
+use self::buffer::{Part, Place};
 use self::compact::{Compacting, Horizon};
 use self::files::{FileIds, Files, Retired};
-use self::request::{ReplicaStatus, SstStatus};
+use self::request::{ReplicaStatus, SstStatus, WriteRequest};
 use self::side::Side;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -68,6 +73,8 @@ pub struct ReplicaSpec {
     pub events: Events,
     /// The node's: a place for each compaction that may run at the same time.
     pub compactions: Arc<Semaphore>,
+    /// The node's: memory for writes.
+    pub buffer: Arc<Buffer>,
 }
 
 /// See the module.
@@ -85,13 +92,21 @@ pub struct Region {
     visible: watch::Sender<Sequence>,
     /// The last entry that is in files.
     flushed: watch::Sender<Option<LogId>>,
-    /// Wakes the worker: the memtable is full.
-    full: Notify,
+    /// Wakes the worker: the memtable is full, or its memory is needed.
+    full: Arc<Notify>,
+    /// Its part of the node's memory for writes.
+    part: Part,
     /// Writes under way at most.
     window: Semaphore,
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Set when the region is closed: workers end at the next point where nothing is half done.
     closing: watch::Sender<bool>,
+}
+
+/// A write that may be proposed. It counts until this is dropped.
+pub struct Admitted<'a> {
+    _memory: Place,
+    _place: SemaphorePermit<'a>,
 }
 
 /// What changes together.
@@ -143,6 +158,8 @@ impl Region {
         let ids = FileIds::from(state.next_file);
         let window = usize::try_from(spec.options.write_window).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let replica = spec.replica;
+        let full = Arc::new(Notify::new());
+        let part = spec.buffer.open(id, replica, full.clone());
         spec.events.emit(|| Event::ReplicaOpened { region: id, replica, flushed, flushed_sequence: sequence });
         spec.events.emit(|| Event::VersionSwapped { region: id, replica, why: "open".into() });
         let region = Arc::new(Region {
@@ -161,7 +178,8 @@ impl Region {
             retired: Retired::default(),
             visible: watch::Sender::new(sequence),
             flushed: watch::Sender::new(flushed),
-            full: Notify::new(),
+            full,
+            part,
             window: Semaphore::new(window),
             workers: Mutex::default(),
             closing: watch::Sender::new(false),
@@ -199,9 +217,19 @@ impl Region {
         self.flushed.subscribe()
     }
 
-    /// Waits for a place among the writes under way.
-    pub async fn admit(&self) -> Result<SemaphorePermit<'_>> {
-        self.window.acquire().await.map_err(|_| Error::Stopped)
+    /// Waits for memory and for a place among the writes under way; for memory at most `within`, and not when `ended` says
+    /// why it must not.
+    pub async fn admit(
+        &self,
+        write: &WriteRequest,
+        within: Duration,
+        ended: impl Future<Output = Error>,
+    ) -> Result<Admitted<'_>> {
+        // What memtables make of it is of the same order.
+        let bytes = write.rows.len() + write.ops.len() + write.expected.len() * size_of::<Sequence>();
+        let memory = self.part.write(bytes as u64, within, ended).await?;
+        let place = self.window.acquire().await.map_err(|_| Error::Stopped)?;
+        Ok(Admitted { _memory: memory, _place: place })
     }
 
     /// The replica's part of its status; the group's part is filled in by the caller.
@@ -249,6 +277,7 @@ impl Region {
     /// opened anew, or removed. Later requests end with an error.
     pub async fn close(&self) {
         self.window.close();
+        self.part.close();
         self.closing.send_replace(true);
         self.compacting.close();
         let workers = std::mem::take(&mut *self.workers.lock().expect("no panic holds the lock"));
@@ -269,6 +298,13 @@ impl Region {
         Ok(files)
     }
 
+    /// Says what the memtables hold.
+    fn note_memory(&self) {
+        let version = self.version();
+        let mutable = version.mutable.bytes();
+        self.part.holds(mutable, version.memtable_bytes() - mutable);
+    }
+
     /// Waits until the region is closed.
     async fn closed(&self) {
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
@@ -281,6 +317,7 @@ impl Region {
     /// Exchanges what readers see. The manifest says the same already.
     fn swap(&self, why: &str, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().expect("no panic holds the lock"));
+        self.note_memory();
         let (region, replica) = (self.id, self.spec.replica);
         self.spec.events.emit(|| Event::VersionSwapped { region, replica, why: why.to_string() });
     }

@@ -34,6 +34,7 @@ async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
         options: Arc::new(Options::default()),
         events: Events::of(NodeId(1)),
         compactions: Arc::new(Semaphore::new(1)),
+        buffer: Buffer::new(&Options::default(), Events::of(NodeId(1))),
     };
     disk.create_dir(&spec.folder).await.unwrap();
     Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()

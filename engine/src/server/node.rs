@@ -287,7 +287,7 @@ impl Shared {
             Request::Raft { to, verb, message } => {
                 Ok(Response::Raft(self.store()?.replica(to)?.group.answer(verb, &message).await?))
             }
-            Request::Write { region, write } => self.store()?.write(region, write).await.map(Response::Write),
+            Request::Write { region, write } => self.store()?.write(region, write, within).await.map(Response::Write),
             Request::Scan { region, scan } => self.store()?.scan(region, scan).await.map(Response::Scan),
             Request::CreateReplica { region, replica, table, .. } => {
                 self.store()?.create_replica(region, replica, &table).await.map(|()| Response::Done)

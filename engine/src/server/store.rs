@@ -25,7 +25,7 @@ use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::{Command, decode_outcome};
 use crate::region::expire::Expiry;
 use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
-use crate::region::{Region, ReplicaSpec};
+use crate::region::{Buffer, Region, ReplicaSpec};
 use crate::types::{Incarnation, NodeId, RegionId, ReplicaId};
 
 use super::meta_replica::MetaReplica;
@@ -44,6 +44,8 @@ pub struct Store {
     dropped: AsyncMutex<BTreeSet<ReplicaId>>,
     /// A place for each compaction that may run at the same time.
     compactions: Arc<Semaphore>,
+    /// Memory for writes.
+    buffer: Arc<Buffer>,
     /// Replicas that have died, and why. The receiver is the supervisor's.
     deaths: UnboundedSender<(Arc<Replica>, String)>,
     died: AsyncMutex<UnboundedReceiver<(Arc<Replica>, String)>>,
@@ -100,6 +102,7 @@ impl Store {
             replicas: Mutex::default(),
             dropped: AsyncMutex::new(dropped),
             compactions: Arc::new(Semaphore::new(jobs)),
+            buffer: Buffer::new(&around.options, around.events.clone()),
             deaths,
             died: AsyncMutex::new(died),
             closing: watch::Sender::new(false),
@@ -160,6 +163,7 @@ impl Store {
             options: self.around.options.clone(),
             events: self.around.events.clone(),
             compactions: self.compactions.clone(),
+            buffer: self.buffer.clone(),
         }
     }
 
@@ -311,14 +315,19 @@ impl Store {
         }
     }
 
-    /// Writes rows to a region that is led here. Answers after they are durable on a quorum and applied.
-    pub async fn write(&self, id: RegionId, write: WriteRequest) -> Result<WriteAnswer> {
+    /// Writes rows to a region that is led here. Answers after they are durable on a quorum and applied. Of the time `within`
+    /// which somebody waits for the answer, half may go into waiting for memory.
+    pub async fn write(&self, id: RegionId, write: WriteRequest, within: Duration) -> Result<WriteAnswer> {
         let (group, region) = self.region(id)?;
         let standing = group.standing();
         if !standing.is_leader {
             return Err(Error::NotLeader { region: id, hint: standing.leader });
         }
-        let _place = region.admit().await?;
+        let deposed = async {
+            group.deposed().await;
+            Error::NotLeader { region: id, hint: group.standing().leader }
+        };
+        let _admitted = region.admit(&write, within / 2, deposed).await?;
         let (command, rows) = region.validate(write)?;
         let replica = group.replica();
         self.around.events.emit(|| Event::WriteProposed { region: id, replica, rows });

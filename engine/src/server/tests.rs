@@ -129,7 +129,7 @@ async fn put(store: &Store, number: u32, n: i64, expected: Option<u64>) -> Resul
         request: None,
         acknowledged: 0,
     };
-    Ok(store.write(region(number), write).await?.sequence)
+    Ok(store.write(region(number), write, Duration::from_secs(10)).await?.sequence)
 }
 
 #[tokio::test]
