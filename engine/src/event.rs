@@ -78,6 +78,8 @@ impl Event {
             LogStalled,
             TransferStarted,
             BufferFlush,
+            FollowerRead,
+            FollowerReadRefused,
             WriteStalled,
             WriteResumed,
             WriteRejected,
@@ -376,6 +378,24 @@ events! {
         /// What they hold.
         bytes: u64,
         /// Who needs it: `node`, `region`.
+        reason: String,
+    }
+    /// A replica that does not lead answers a read that need not be of now.
+    FollowerRead {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// How long ago, by its own timers, what it has applied was all that was committed.
+        age_ms: u64,
+    }
+    /// A replica that does not lead cannot answer a read: it does not get to know what is committed, or does not get it.
+    FollowerReadRefused {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Why, for people.
         reason: String,
     }
     /// A write waits for memory.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt64Array, new_null_array};
 use arrow::compute::concat_batches;
@@ -103,7 +104,7 @@ impl Session {
         let target = RegionTable::target(self.frontend().clone(), table.clone(), keys, deadline);
         let mut tables = Tables::new();
         tables.insert(TARGET.to_string(), Arc::new(target));
-        let (schema, batches) = self.frontend().query_over(&resolved.query, tables, deadline).await?;
+        let (schema, batches) = self.frontend().query_over(&resolved.query, tables, Duration::ZERO, deadline).await?;
         let batch = concat_batches(&schema, &batches).map_err(|err| invalid(err.into()))?;
         if batch.num_rows() == 0 {
             return Ok(None);

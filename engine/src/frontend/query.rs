@@ -21,9 +21,14 @@ use crate::error::{Error, Invalid, Result};
 use crate::sql::{Insert, Planner, Source, Statement, TARGET, Tables, invalid};
 
 impl Frontend {
-    /// The rows of `query`.
-    pub(super) async fn query(&self, query: &ast::Query, deadline: Deadline) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-        self.query_over(query, Tables::new(), deadline).await
+    /// The rows of `query`, those of now or, where `staleness` is not 0, perhaps those of so long ago.
+    pub(super) async fn query(
+        &self,
+        query: &ast::Query,
+        staleness: Duration,
+        deadline: Deadline,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+        self.query_over(query, Tables::new(), staleness, deadline).await
     }
 
     /// The rows of `query`, which may name `tables` besides those of the catalog.
@@ -34,13 +39,14 @@ impl Frontend {
         &self,
         query: &ast::Query,
         tables: Tables,
+        staleness: Duration,
         deadline: Deadline,
     ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let mut pauses = self.options().pauses();
         loop {
             let left = deadline.left().max(Duration::from_millis(1));
             let late = || Error::Deadline { waiting_for: "the rows of a query".to_string() };
-            let once = timeout(left, self.query_once(query, tables.clone(), deadline));
+            let once = timeout(left, self.query_once(query, tables.clone(), staleness, deadline));
             match once.await.unwrap_or_else(|_| Err(late())) {
                 Err(Error::TooOld { .. }) if deadline.pause(&mut pauses).await => {}
                 result => return result,
@@ -52,9 +58,10 @@ impl Frontend {
         &self,
         query: &ast::Query,
         tables: Tables,
+        staleness: Duration,
         deadline: Deadline,
     ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-        let tables = self.tables(query, tables, deadline).await?;
+        let tables = self.tables(query, tables, staleness, deadline).await?;
         let state = self.planner().at(self.shared.clock.now());
         let plan = self.planner().plan(&state, query, &tables)?;
         let physical = self.planner().physical(&state, &plan).await?;
@@ -84,7 +91,13 @@ impl Frontend {
     }
 
     /// The tables that `query` names, added to `tables`.
-    async fn tables(&self, query: &ast::Query, mut tables: Tables, deadline: Deadline) -> Result<Tables> {
+    async fn tables(
+        &self,
+        query: &ast::Query,
+        mut tables: Tables,
+        staleness: Duration,
+        deadline: Deadline,
+    ) -> Result<Tables> {
         for name in Planner::tables(query)? {
             if tables.contains_key(&name) {
                 continue;
@@ -98,7 +111,7 @@ impl Frontend {
                 continue;
             }
             let table = self.routes().table(&name, deadline).await?;
-            tables.insert(name, Arc::new(RegionTable::new(self.clone(), table, deadline)));
+            tables.insert(name, Arc::new(RegionTable::new(self.clone(), table, staleness, deadline)));
         }
         Ok(tables)
     }
@@ -118,7 +131,7 @@ impl Frontend {
             }
             _ => return Err(Error::invalid(Invalid::Unsupported, "EXPLAIN of a statement that reads no table")),
         };
-        let tables = self.tables(query, extra, deadline).await?;
+        let tables = self.tables(query, extra, Duration::ZERO, deadline).await?;
         let state = self.planner().at(self.shared.clock.now());
         let plan = self.planner().plan(&state, query, &tables)?;
         let optimized = state.optimize(&plan).map_err(invalid)?;

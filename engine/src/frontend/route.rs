@@ -13,7 +13,7 @@ use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::options::Options;
-use crate::region::request::{PinStatus, ReplicaStatus, SstStatus};
+use crate::region::request::{PinStatus, ReplicaStatus, ScanRequest, SstStatus};
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
@@ -33,6 +33,8 @@ struct Cache {
     tables: BTreeMap<String, Arc<TableDef>>,
     /// The node that answered last for a group. (Meta is group 0.)
     leaders: BTreeMap<RegionId, NodeId>,
+    /// The node that answered last to a read that any replica may answer.
+    near: BTreeMap<RegionId, NodeId>,
 }
 
 /// What came of a request after all retries.
@@ -120,6 +122,44 @@ impl Routes {
     pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Deadline) -> Answer<Response> {
         let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
         self.group(region.id, &nodes, request, deadline).await
+    }
+
+    /// Rows of `region` that need not be of now: asks the replica that answered last, the one on this node first, then the
+    /// others, each once; and the leader, for rows of now, when none of them can tell.
+    pub async fn scan_anywhere(
+        &self,
+        region: &RegionDef,
+        scan: ScanRequest,
+        staleness: Duration,
+        deadline: Deadline,
+    ) -> Result<Response> {
+        let mut nodes: Vec<NodeId> = region.replicas.values().copied().collect();
+        let near = self.cache().near.get(&region.id).copied().or_else(|| self.router.node());
+        // Without a node of its own it spreads regions over their replicas.
+        let first = near.and_then(|near| nodes.iter().position(|node| *node == near));
+        let first = first.unwrap_or(region.id.number() as usize % nodes.len().max(1));
+        let first = first.min(nodes.len());
+        nodes.rotate_left(first);
+        let stale_ms = Some(staleness.as_millis() as u64);
+        let stale = Request::Scan { region: region.id, scan: ScanRequest { stale_ms, ..scan.clone() } };
+        for node in nodes {
+            if deadline.is_over() {
+                break;
+            }
+            match self.router.call(node, stale.clone(), self.within(deadline)).await {
+                Ok(answer) => {
+                    self.cache().near.insert(region.id, node);
+                    return Ok(answer);
+                }
+                // What another one would say too.
+                Err(err @ (Error::Invalid { .. } | Error::SchemaChanged { .. } | Error::TooOld { .. })) => {
+                    return Err(err);
+                }
+                Err(_) => {}
+            }
+        }
+        self.cache().near.remove(&region.id);
+        self.region(region, &Request::Scan { region: region.id, scan }, deadline).await.result
     }
 
     /// The procedures that have not ended.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::filter_record_batch;
@@ -45,14 +46,16 @@ pub(super) struct RegionTable {
     schema: SchemaRef,
     /// Read only the rows with these keys.
     keys: Option<Arc<BTreeSet<Key>>>,
+    /// How old the rows may be; 0: those of now.
+    staleness: Duration,
     deadline: Deadline,
 }
 
 impl RegionTable {
     /// `table` as queries see it.
-    pub fn new(frontend: Frontend, table: Arc<TableDef>, deadline: Deadline) -> RegionTable {
+    pub fn new(frontend: Frontend, table: Arc<TableDef>, staleness: Duration, deadline: Deadline) -> RegionTable {
         let schema = Arc::new(ArrowSchema::new(fields(&table)));
-        RegionTable { frontend, table, schema, keys: None, deadline }
+        RegionTable { frontend, table, schema, keys: None, staleness, deadline }
     }
 
     /// `table` as UPDATE and DELETE read it: with the sequences of its rows; all rows, or those with these keys.
@@ -65,7 +68,7 @@ impl RegionTable {
         let mut fields = fields(&table);
         fields.push(Field::new(SEQUENCE, DataType::UInt64, false));
         let schema = Arc::new(ArrowSchema::new(fields));
-        RegionTable { frontend, table, schema, keys: keys.map(Arc::new), deadline }
+        RegionTable { frontend, table, schema, keys: keys.map(Arc::new), staleness: Duration::ZERO, deadline }
     }
 
     fn predicates(&self, filter: &Expr) -> Option<Vec<Predicate>> {
@@ -305,9 +308,17 @@ impl RegionScan {
             page_rows: self.limit.map_or(0, |limit| limit.max(1) as u64),
             with_sequence: self.asked.fields().len() > self.asked.fields().iter().filter(named).count(),
             include_deleted: false,
+            stale_ms: None,
         };
-        let request = Request::Scan { region: region.id, scan };
-        match self.source.frontend.routes().region(region, &request, self.source.deadline).await.result? {
+        let routes = self.source.frontend.routes();
+        let answer = match self.source.staleness {
+            Duration::ZERO => {
+                let request = Request::Scan { region: region.id, scan };
+                routes.region(region, &request, self.source.deadline).await.result
+            }
+            staleness => routes.scan_anywhere(region, scan, staleness, self.source.deadline).await,
+        };
+        match answer? {
             Response::Scan(page) => Ok(page),
             other => Err(mismatch(&other)),
         }

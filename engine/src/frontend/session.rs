@@ -13,7 +13,7 @@ use super::route::mismatch;
 use super::{Frontend, Output};
 use crate::error::{Error, Result};
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::sql::{self, Statement};
+use crate::sql::{self, Setting, Statement};
 use crate::types::{RegionId, RequestId, SessionId};
 
 /// A client's session. Clones are the same session: its statements may overlap.
@@ -26,6 +26,8 @@ pub struct Session {
 #[derive(Default)]
 struct Shared {
     numbers: Mutex<Numbers>,
+    /// How old the rows of a query may be.
+    staleness: Mutex<Duration>,
     /// Held while an id is asked for, so that two statements do not ask for two.
     opening: tokio::sync::Mutex<()>,
 }
@@ -133,8 +135,13 @@ impl Session {
             Statement::Insert(insert) => self.insert_statement(insert, deadline).await.map(Output::Affected),
             Statement::Change(change) => self.change(change, deadline).await.map(Output::Affected),
             Statement::Query(query) => {
-                let (schema, batches) = self.frontend.query(query, deadline).await?;
+                let staleness = *self.shared.staleness.lock().unwrap_or_else(PoisonError::into_inner);
+                let (schema, batches) = self.frontend.query(query, staleness, deadline).await?;
                 Ok(Output::Rows { schema, batches })
+            }
+            Statement::Set(Setting::ReadStaleness(staleness)) => {
+                *self.shared.staleness.lock().unwrap_or_else(PoisonError::into_inner) = *staleness;
+                Ok(Output::Done)
             }
             Statement::Explain(statement) => self.frontend.explain(statement, deadline).await,
             Statement::ShowTables => self.frontend.show_tables(deadline).await,

@@ -309,6 +309,9 @@ impl State {
                 if let Some(upto) = scan.upto {
                     text.push_str(&format!(" upto {upto}"));
                 }
+                if let Some(stale_ms) = scan.stale_ms {
+                    text.push_str(&format!(" stale={stale_ms}ms"));
+                }
                 if scan.page_rows > 0 {
                     text.push_str(&format!(" page={}", scan.page_rows));
                 }
@@ -353,7 +356,9 @@ impl State {
                 self.write(region, write).map(Response::Write)
             }
             Request::Scan { region, scan } => {
-                self.check_leader(node, region)?;
+                if scan.stale_ms.is_none() {
+                    self.check_leader(node, region)?;
+                }
                 let table = self.table(region)?;
                 check_version(&table, region, scan.schema_version)?;
                 self.regions[&region].scan(&table, scan).map(Response::Scan)

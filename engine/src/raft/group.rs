@@ -137,13 +137,32 @@ impl Group {
     /// Waits until everything that was committed anywhere when it was called is applied here (ReadIndex): what is read
     /// now is linearizable. Only the leader can say so.
     pub async fn read_index(&self) -> Result<()> {
-        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => Err(self.not_leader(&to)),
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(Error::NotLeader { region: self.region, hint: None })
+        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map(drop).map_err(|err| self.unread(err))
+    }
+
+    /// Everything up to here, and nothing that was answered before it was called is behind it. Only the leader can say so, and
+    /// a majority has confirmed that it leads; another replica that has applied it has all that was answered before it asked.
+    pub async fn committed(&self) -> Result<LogId> {
+        let read = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|err| self.unread(err))?;
+        Ok(log_id(read.read_log_id().log_id()))
+    }
+
+    /// Waits until the entry is applied here.
+    pub async fn applied(&self, entry: LogId) -> Result<()> {
+        let mut metrics = self.raft.metrics();
+        while metrics.borrow_watched().last_applied.as_ref().is_none_or(|applied| applied.index < entry.index) {
+            metrics.changed().await.map_err(|_| Error::Stopped)?;
+        }
+        Ok(())
+    }
+
+    fn unread(&self, err: RaftError<Types, LinearizableReadError<Types>>) -> Error {
+        match err {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => self.not_leader(&to),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                Error::NotLeader { region: self.region, hint: None }
             }
-            Err(RaftError::Fatal(err)) => Err(fatal(err)),
+            RaftError::Fatal(err) => fatal(err),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct ScanRequest {
     pub with_sequence: bool,
     /// Return tombstones too, with the column `__op` (UINT8, behind `__sequence`).
     pub include_deleted: bool,
+    /// Not as of now: what was committed so many milliseconds before the request came is enough, and any replica may answer.
+    pub stale_ms: Option<u64>,
 }
 
 /// One page of rows, in key order.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema, Timestamp};
+use crate::types::{LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Timestamp};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,11 @@ pub enum Request {
         region: RegionId,
         /// Which rows.
         scan: ScanRequest,
+    },
+    /// The last entry that is committed anywhere: asked of the region's leader, by a replica that is to answer reads.
+    ReadIndex {
+        /// The region.
+        region: RegionId,
     },
     /// Make a replica, or find it made already with the same definition. Refused as `Invalid` for ever if this node was
     /// once asked to drop a replica of that id, see `DropReplica`.
@@ -180,6 +185,7 @@ pub enum Response {
     Clock(Timestamp),
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
+    ReadIndex(LogId),
     Meta(MetaAnswer),
     Sql(SqlAnswer),
 }
@@ -223,6 +229,7 @@ pub enum Kind {
     Unpin = 21,
     Pins = 22,
     Clock = 23,
+    ReadIndex = 24,
 }
 
 impl Kind {
@@ -251,6 +258,7 @@ impl Kind {
         (Kind::Unpin, "unpin"),
         (Kind::Pins, "pins"),
         (Kind::Clock, "clock"),
+        (Kind::ReadIndex, "read_index"),
     ];
 
     /// The kind that is written as `byte`.
@@ -291,6 +299,7 @@ impl Request {
             Request::Unpin { .. } => Kind::Unpin,
             Request::Pins { .. } => Kind::Pins,
             Request::Clock => Kind::Clock,
+            Request::ReadIndex { .. } => Kind::ReadIndex,
         }
     }
 

@@ -5,6 +5,7 @@
 //! a whole.
 
 mod expiry;
+mod follower;
 mod identity;
 pub mod message;
 mod meta_replica;

@@ -288,7 +288,8 @@ impl Shared {
                 Ok(Response::Raft(self.store()?.replica(to)?.group.answer(verb, &message).await?))
             }
             Request::Write { region, write } => self.store()?.write(region, write, within).await.map(Response::Write),
-            Request::Scan { region, scan } => self.store()?.scan(region, scan).await.map(Response::Scan),
+            Request::ReadIndex { region } => self.store()?.read_index(region).await.map(Response::ReadIndex),
+            Request::Scan { region, scan } => self.store()?.scan(region, scan, within).await.map(Response::Scan),
             Request::CreateReplica { region, replica, table, .. } => {
                 self.store()?.create_replica(region, replica, &table).await.map(|()| Response::Done)
             }

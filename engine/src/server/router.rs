@@ -44,6 +44,11 @@ impl Router {
         Router { node: NodeId::default(), local: None, remote }
     }
 
+    /// The node that it stands on; none for a client that is no node.
+    pub fn node(&self) -> Option<NodeId> {
+        self.local.as_ref().map(|_| self.node)
+    }
+
     /// What `to` answers to `request`, given up after `within`: then the outcome is `Unknown`.
     pub async fn call(&self, to: NodeId, request: Request, within: Duration) -> Result<Response> {
         let Some(local) = self.local.as_ref().filter(|_| to == self.node) else {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::follower::Follower;
 use super::identity::{Identity, load_dropped, store_dropped};
 use crate::disk::remove_tree;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ use crate::region::command::{Command, decode_outcome};
 use crate::region::expire::Expiry;
 use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::region::{Buffer, Region, ReplicaSpec};
-use crate::types::{Incarnation, NodeId, RegionId, ReplicaId};
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId};
 
 use super::meta_replica::MetaReplica;
 
@@ -59,6 +60,7 @@ pub struct Replica {
     pub group: Arc<Group>,
     /// What the group drives.
     pub state: State,
+    follower: Follower,
     tending: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -182,7 +184,7 @@ impl Store {
         if let State::Meta(meta) = &state {
             meta.serve(group.clone(), self.around.router.clone());
         }
-        let hosted = Arc::new(Replica { group, state, tending: Mutex::default() });
+        let hosted = Arc::new(Replica { group, state, follower: Follower::default(), tending: Mutex::default() });
         {
             // Closing takes what stands here; who comes later closes itself.
             let mut replicas = self.replicas.lock().expect("no panic holds the lock");
@@ -347,9 +349,29 @@ impl Store {
         decode_outcome(&outcome).map(drop)
     }
 
-    /// Reads rows of a region that is led here.
-    pub async fn scan(&self, id: RegionId, scan: ScanRequest) -> Result<ScanAnswer> {
+    /// Everything that was committed anywhere when it was called, of a region that is led here.
+    pub async fn read_index(&self, id: RegionId) -> Result<LogId> {
+        self.of_region(id)?.group.committed().await
+    }
+
+    /// Reads rows of a region that is led here; or of any other one, if they need not be those of now.
+    pub async fn scan(&self, id: RegionId, scan: ScanRequest, within: Duration) -> Result<ScanAnswer> {
         let (group, region) = self.region(id)?;
+        if let (Some(bound), None, false) = (scan.stale_ms, scan.upto, group.standing().is_leader) {
+            let Surroundings { router, events, .. } = &self.around;
+            let (bound, follower) = (Duration::from_millis(bound), &self.of_region(id)?.follower);
+            follower.catch_up(&group, router, events, bound, within).await?;
+            let asked = scan.schema_version;
+            return match region.scan(scan).await {
+                // The table was altered; this replica has not come to it.
+                Err(Error::SchemaChanged { version, .. }) if version < asked => {
+                    let what =
+                        format!("replica {} of region {id} has version {version} of its columns", group.replica());
+                    Err(Error::Busy { what })
+                }
+                answer => answer,
+            };
+        }
         // A page that continues another is read as of the same sequence: any replica that has it has the same rows.
         if scan.upto.is_none_or(|upto| region.visible() < upto) {
             group.read_index().await?;

@@ -155,7 +155,7 @@ async fn a_replica_that_dies_is_opened_anew_alone() {
     // What was in its log is applied, once.
     assert_eq!(put(&store, 0, 3, Some(2)).await.unwrap(), Sequence(3));
     let scan = ScanRequest { schema_version: 1, columns: vec!["n".into()], ..ScanRequest::default() };
-    assert_eq!(store.scan(region(0), scan).await.unwrap().rows, 1);
+    assert_eq!(store.scan(region(0), scan, Duration::from_secs(10)).await.unwrap().rows, 1);
 
     stop.send_replace(true);
     assert_eq!(supervisor.await.unwrap(), None);

@@ -19,6 +19,7 @@ mod names;
 mod parser;
 pub mod partition;
 mod planner;
+mod setting;
 mod types;
 mod values;
 
@@ -33,6 +34,7 @@ pub use error::invalid;
 pub use names::{nearest, suggest};
 pub use parser::parse;
 pub use planner::{Evaluator, Planner, TARGET, Tables};
+pub use setting::Setting;
 pub use values::{Values, for_column, is_default};
 
 /// One statement, as written: names are folded (an unquoted one to lower case), nothing is looked up.
@@ -62,6 +64,8 @@ pub enum Statement {
     Query(Box<ast::Query>),
     /// `EXPLAIN ..` of a statement that reads.
     Explain(Box<Statement>),
+    /// `SET name = value`, for the session
+    Set(Setting),
     /// `SHOW TABLES`
     ShowTables,
     /// `ADMIN .. TABLE name`

@@ -16,7 +16,7 @@ use super::alter::{AlterTable, Written};
 use super::create::{ColumnDef, CreateTable, Partition};
 use super::names::{nearest, suggest};
 use super::types::column_type;
-use super::{AdminVerb, Change, Insert, Source, Statement, Values};
+use super::{AdminVerb, Change, Insert, Setting, Source, Statement, Values};
 use crate::error::{Error, Invalid, Result};
 use crate::types::{NodeId, Place};
 
@@ -232,6 +232,10 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             parser.next_token();
             admin(parser)
         }
+        Keyword::SET => {
+            parser.next_token();
+            set(parser)
+        }
         Keyword::SELECT | Keyword::WITH | Keyword::VALUES | Keyword::FROM => query(parser),
         Keyword::INSERT => match parser.parse_statement().map_err(syntax)? {
             ast::Statement::Insert(insert) => self::insert(insert),
@@ -246,9 +250,9 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             other => Err(unsupported(first_words(&other), "")),
         },
         keyword => {
-            const KNOWN: [&str; 12] = [
+            const KNOWN: [&str; 13] = [
                 "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "CREATE", "ALTER", "DROP", "EXPLAIN", "SHOW",
-                "VALUES", "ADMIN",
+                "VALUES", "ADMIN", "SET",
             ];
             let written = word.value.to_uppercase();
             if keyword == Keyword::NoKeyword || nearest(&written, KNOWN).is_some() {
@@ -607,6 +611,22 @@ fn delete(delete: ast::Delete) -> Result<Statement> {
         return Err(unsupported("DELETE with ORDER BY or LIMIT", "name the rows in WHERE"));
     }
     Ok(Statement::Change(Box::new(Change { table, alias, selection: delete.selection, set: None })))
+}
+
+/// `SET name {= | TO} {'text' | number | DEFAULT}`
+fn set(parser: &mut Parser) -> Result<Statement> {
+    let name = fold(&parser.parse_identifier().map_err(syntax)?);
+    if !parser.consume_token(&Token::Eq) && !parser.parse_keyword(Keyword::TO) {
+        return Err(expected("= and a value", &parser.peek_token()));
+    }
+    if parser.parse_keyword(Keyword::DEFAULT) {
+        return Setting::new(&name, None).map(Statement::Set);
+    }
+    let value = parser.next_token();
+    match &value.token {
+        Token::SingleQuotedString(text) | Token::Number(text, _) => Setting::new(&name, Some(text)).map(Statement::Set),
+        _ => Err(expected("a text, a number or DEFAULT", &value)),
+    }
 }
 
 fn create_table(parser: &mut Parser) -> Result<Statement> {

@@ -2,7 +2,7 @@
 //!
 //! Checks, at every answer and in time that grows with the versions of one key: a read equals its key at some position
 //! of the log between the newest version that anyone had acknowledged or read before it began and the newest one applied
-//! when it ended; an acknowledged write is in the log; a refused one is not; at the end the tables hold what the log says.
+//! when it ended (of a read that may be stale: before it began less the bound that it asked for); an acknowledged write is in the log; a refused one is not; at the end the tables hold what the log says.
 //!
 //! Relies on: each written row is unlike every other version of its key (workloads see to that), and one open statement
 //! per key at a time. Of a row that a client wrote or read as one of the table before an ALTER, only the columns that both
@@ -10,6 +10,7 @@
 //! they may have happened or not, but whoever reads their rows makes them certain.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use engine::types::{Key, RegionId, Sequence};
 
@@ -21,8 +22,8 @@ pub(super) const NAME: &str = "clients";
 /// See the module.
 #[derive(Default)]
 pub struct ClientOracle {
-    /// The newest version of each key that somebody is known to have seen.
-    floors: BTreeMap<(RegionId, Key), Sequence>,
+    /// The newest version of each key that somebody is known to have seen, and since when; the newest last.
+    floors: BTreeMap<(RegionId, Key), Vec<(Duration, Sequence)>>,
     /// Rows whose write was refused.
     refused: Vec<(RegionId, Key, Option<Row>)>,
     evaluations: u64,
@@ -32,15 +33,17 @@ impl ClientOracle {
     /// How reports name it.
     pub const NAME: &str = NAME;
 
-    /// What a read that begins now must at least see.
-    pub fn floor(&self, region: RegionId, key: &Key) -> Sequence {
-        self.floors.get(&(region, key.clone())).copied().unwrap_or_default()
+    /// What a read must at least see of what was known at that time.
+    pub fn floor(&self, region: RegionId, key: &Key, at: Duration) -> Sequence {
+        let floors = self.floors.get(&(region, key.clone())).map_or(&[][..], Vec::as_slice);
+        floors.iter().rev().find(|(since, _)| *since <= at).map_or(Sequence(0), |(_, sequence)| *sequence)
     }
 
     /// A write of `row` (none: a delete) under `key` was acknowledged.
     pub fn acknowledged(
         &mut self,
         model: &Model,
+        now: Duration,
         region: RegionId,
         key: &Key,
         row: Option<&Row>,
@@ -50,7 +53,7 @@ impl ClientOracle {
         let written = history.filter(|(_, version)| same(*version, row)).map(|(sequence, _)| sequence).last();
         match written {
             Some(sequence) => {
-                self.raise(region, key, sequence);
+                self.raise(now, region, key, sequence);
                 Ok(())
             }
             None => violation(
@@ -73,6 +76,7 @@ impl ClientOracle {
     pub fn read(
         &mut self,
         model: &Model,
+        now: Duration,
         region: RegionId,
         key: &Key,
         floor: Sequence,
@@ -93,7 +97,7 @@ impl ClientOracle {
         let seen = seen.map(|(sequence, _)| sequence).next().or(nothing);
         match seen {
             Some(sequence) => {
-                self.raise(region, key, sequence);
+                self.raise(now, region, key, sequence);
                 Ok(())
             }
             None => violation(
@@ -160,9 +164,11 @@ impl ClientOracle {
         self.evaluations
     }
 
-    fn raise(&mut self, region: RegionId, key: &Key, sequence: Sequence) {
-        let floor = self.floors.entry((region, key.clone())).or_default();
-        *floor = sequence.max(*floor);
+    fn raise(&mut self, now: Duration, region: RegionId, key: &Key, sequence: Sequence) {
+        let floors = self.floors.entry((region, key.clone())).or_default();
+        if floors.last().is_none_or(|(_, newest)| *newest < sequence) {
+            floors.push((now, sequence));
+        }
     }
 }
 
@@ -195,6 +201,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_read_that_may_be_stale_must_see_what_was_known_before() {
+        let mut oracle = ClientOracle::default();
+        let (region, key) = (RegionId::META, Key(vec![1].into()));
+        let at = Duration::from_secs;
+        for (time, sequence) in [(1, 5), (2, 9), (3, 7)] {
+            oracle.raise(at(time), region, &key, Sequence(sequence));
+        }
+        let floors: Vec<u64> = (0..5).map(|time| oracle.floor(region, &key, at(time)).0).collect();
+        assert_eq!(floors, [0, 5, 9, 9, 9]);
+    }
+
+    #[test]
     fn a_row_that_comes_twice_is_seen() {
         let row = |key: u8| (Key(vec![key].into()), Row::new());
         let rows = [row(1), row(2), row(1)];
@@ -202,7 +220,7 @@ mod tests {
         let violation = oracle.end(&Model::default(), &rows[..2], &rows).unwrap_err();
         assert_eq!(violation.signature, "the table returns a row twice");
         oracle.end(&Model::default(), &rows[..2], &rows[..2]).unwrap();
-        let read = oracle.read(&Model::default(), RegionId::META, &rows[0].0, Sequence(0), &rows[..2]);
+        let read = oracle.read(&Model::default(), Duration::ZERO, RegionId::META, &rows[0].0, Sequence(0), &rows[..2]);
         assert_eq!(read.unwrap_err().signature, "a read by key returns several rows");
         assert_eq!(oracle.evaluations(), 3);
     }

@@ -19,7 +19,7 @@ use engine::types::{Key, NodeId, RegionId, Sequence, encode_keys};
 use engine::{Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::hub::Hub;
+use super::hub::{Hub, now};
 use crate::cluster::Cluster;
 use crate::oracle::Violation;
 use crate::oracle::model::{Row, row_at};
@@ -150,7 +150,7 @@ impl Clients {
             let state = &mut *state;
             let region = place(&state.model, table, key);
             match answer {
-                Ok(()) => state.clients.acknowledged(&state.model, region, key, row),
+                Ok(()) => state.clients.acknowledged(&state.model, now(), region, key, row),
                 Err(err) if err.may_have_applied() => Ok(()),
                 Err(_) => {
                     state.clients.refused(region, key, row);
@@ -161,10 +161,10 @@ impl Clients {
         self.fail_on(judged);
     }
 
-    /// What a read of `key` that begins now must at least see.
-    pub fn floor(&self, table: &TableDef, key: &Key) -> Sequence {
+    /// What a read of `key` that begins now, and may be so old, must at least see.
+    pub fn floor(&self, table: &TableDef, key: &Key, staleness: Duration) -> Sequence {
         let state = self.hub.state();
-        state.clients.floor(place(&state.model, table, key), key)
+        state.clients.floor(place(&state.model, table, key), key, now().saturating_sub(staleness))
     }
 
     /// A read of `key` found `found`.
@@ -173,7 +173,7 @@ impl Clients {
             let mut state = self.hub.state();
             let state = &mut *state;
             let region = place(&state.model, table, key);
-            state.clients.read(&state.model, region, key, floor, found)
+            state.clients.read(&state.model, now(), region, key, floor, found)
         };
         self.fail_on(judged);
     }

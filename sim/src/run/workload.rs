@@ -36,6 +36,7 @@ pub async fn run(clients: Clients, workload: PlannedWorkload) -> Result<(), Fail
             draws: Draws::new(*seed),
             keys: 0,
             held: Vec::new(),
+            staleness: Duration::ZERO,
         };
         running.push(madsim::task::spawn(client.run(workload.kind.clone(), ops)));
     }
@@ -54,6 +55,8 @@ struct Client {
     keys: u64,
     /// Rows that it has in the table.
     held: Vec<Cells>,
+    /// How old what it reads may be.
+    staleness: Duration,
 }
 
 impl Client {
@@ -69,8 +72,13 @@ impl Client {
             madsim::time::sleep(Duration::from_millis(50)).await;
         };
         match &kind {
-            WorkloadKind::Mutate { mix, .. } => {
+            WorkloadKind::Mutate { mix, staleness, .. } => {
                 let column = changeable(&table)?;
+                if let Some(staleness) = staleness {
+                    self.staleness = staleness.duration();
+                    let sql = format!("SET read_staleness = '{}ms'", self.staleness.as_millis());
+                    self.clients.execute(&self.name, &sql, PATIENCE).await.map_err(|err| self.failed(0, &err))?;
+                }
                 let weights = [mix.insert, mix.update, mix.delete, mix.read];
                 for op in 1..=ops {
                     self.mutate(&table, column, op, weights).await?;
@@ -149,7 +157,7 @@ impl Client {
                 let key = key_of(table, &row);
                 let condition = condition(table, &key_values(table, &row));
                 let sql = format!("SELECT * FROM {} WHERE {condition}", table.name);
-                let floor = self.clients.floor(table, &key);
+                let floor = self.clients.floor(table, &key, self.staleness);
                 let output = self.clients.execute(&self.name, &sql, PATIENCE).await;
                 let Output::Rows { batches, .. } = output.map_err(|err| self.failed(op, &err))? else {
                     return Err(self.failed(op, &Error::Stopped));

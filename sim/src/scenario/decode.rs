@@ -600,6 +600,7 @@ impl Decoder<'_> {
         }
         let kind = self.required(&raw.kind, span.clone(), &format!("`kind`: {}", WORKLOADS.join(" or ")))?;
         let given = [("column", text_place(&raw.column)), ("mix", place(&raw.mix))];
+        let staleness = self.parsed(&raw.staleness);
         let wanted = match kind.as_str() {
             "mutate" => "mix",
             "increment" => "column",
@@ -626,10 +627,13 @@ impl Decoder<'_> {
                 _ => {}
             }
         }
+        if let (Some(place), "column") = (text_place(&raw.staleness), wanted) {
+            self.source.wrong(place, "`staleness` goes with kind = \"mutate\": the others do not read");
+        }
         let table = self.required(&raw.table, span, "`table`");
         let table = table.and_then(|table| self.source.take(text_span(&raw.table), table_name(&table)))?;
         let kind = match wanted {
-            "mix" => WorkloadKind::Mutate { table, mix: self.mix(raw.mix?)? },
+            "mix" => WorkloadKind::Mutate { table, mix: self.mix(raw.mix?)?, staleness },
             _ => WorkloadKind::Increment { table, column: raw.column?.into_inner() },
         };
         Some(Workload { name, kind, clients, ops: ops? })

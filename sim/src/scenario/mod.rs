@@ -253,6 +253,8 @@ pub enum WorkloadKind {
         table: String,
         /// The proportions.
         mix: Mix,
+        /// How old reads may be; none: not at all.
+        staleness: Option<Period>,
     },
     /// `UPDATE .. SET column = column + 1`, exactly once each.
     Increment {

@@ -147,6 +147,7 @@ pub(super) struct Workload {
     pub clients: Number,
     pub ops: Number,
     pub mix: Option<Spanned<Mix>>,
+    pub staleness: Text,
 }
 
 #[derive(Deserialize)]

@@ -162,6 +162,7 @@ fn workload() -> Value {
             "insert": count(0, "Share."), "update": count(0, "Share."),
             "delete": count(0, "Share."), "read": count(0, "Share."),
         })),
+        "staleness": time("mutate: its reads may be so old, and come from any replica (absent: they are of now)."),
     }))
 }
 

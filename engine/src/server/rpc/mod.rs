@@ -75,6 +75,7 @@ impl Lane {
             | Kind::Pins
             | Kind::Clock
             | Kind::Status
+            | Kind::ReadIndex
             | Kind::Meta => Lane::Request,
         }
     }
