@@ -20,8 +20,8 @@
 //! 6. [`Router::call`](server::router::Router::call) calls its own node directly and the others by
 //!    [`Peers::call`](server::rpc::Peers::call): a checksummed frame on the connection of its [`Lane`](server::rpc::Lane).
 //!    There, [`rpc::serve`](server::rpc::serve) reads it and `node::Shared::answer` takes it to the replica.
-//! 7. `Store::write` refuses it if the replica does not lead. [`Region::admit`](region::Region::admit) waits for a place
-//!    among the writes under way, [`Region::validate`](region::Region::validate) checks the rows and makes a
+//! 7. `Store::write` refuses it if the replica does not lead. [`Region::admit`](region::Region::admit) waits for memory (the
+//!    node's [`Buffer`](region::Buffer)) and for a place among the writes under way, [`Region::validate`](region::Region::validate) checks the rows and makes a
 //!    [`Command`](region::command::Command) of them, [`Group::propose`](raft::Group::propose) gives it to raft.
 //! 8. openraft appends the entry by `raft::store::Store::append`. [`ReplicaLog::append`](log::ReplicaLog::append) finds its
 //!    place in the node's one log, where it can be read at once; `log::writer::write` writes what has gathered meanwhile, of
@@ -62,6 +62,8 @@
 //!     and reads one page through [`Version::scan`](storage::version::Version::scan): a [`Merge`](storage::merge::Merge) of
 //!     memtables and files that lets the newest version at or below the sequence through. Further pages of the region are
 //!     read at the same sequence; DataFusion filters again, joins, sorts and aggregates at the frontend.
+//!     A session that said `SET read_staleness` asks the nearest replica instead: one that does not lead answers by what it
+//!     heard of the leader not longer ago than that (`server::follower`).
 //!
 //! # Modules, in reading order
 //!

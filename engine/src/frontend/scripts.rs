@@ -231,7 +231,6 @@ scripts! {
     queries
     retries
     sessions
-    settings
     system
     truncate
     types

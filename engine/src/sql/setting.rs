@@ -22,8 +22,7 @@ impl Setting {
             "read_staleness" => value.map_or(Ok(Duration::ZERO), duration).map(Setting::ReadStaleness),
             other => {
                 let known = suggest(other, NAMES);
-                let message = format!("a session has no setting {other:?}{known}; there is {}", NAMES.join(", "));
-                Err(Error::invalid(Invalid::UnknownOption, message))
+                Err(Error::invalid(Invalid::UnknownOption, format!("a session has no setting {other:?}{known}")))
             }
         }
     }
