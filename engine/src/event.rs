@@ -478,10 +478,21 @@ events! {
     ProcedureStep {
         /// The procedure.
         procedure: u64,
-        /// `create_table`, `drop_table`, `truncate_table`, `alter_table`.
+        /// `create_table`, `drop_table`, `truncate_table`, `alter_table`, `move_replica`.
         kind: String,
         /// The step that is done.
         step: String,
+    }
+    /// Meta's leader takes a node for dead, or what is left on a dead node changed.
+    NodeDead {
+        /// The node.
+        node: NodeId,
+        /// How long it has not answered.
+        silent_ms: u64,
+        /// Replicas that it still has by the catalog; those of them that can be are being made elsewhere.
+        replicas: u64,
+        /// Those of them that no other node that is there can take.
+        without_place: u64,
     }
     /// A frontend sent a statement to another place because the route had changed.
     RouteRefreshed {

@@ -65,6 +65,19 @@
 //!     A session that said `SET read_staleness` asks the nearest replica instead: one that does not lead answers by what it
 //!     heard of the leader not longer ago than that (`server::follower`).
 //!
+//! `ADMIN MOVE REPLICA OF TABLE flights REGION 0 FROM NODE 2 TO NODE 4`, and likewise, without a statement, whatever is on a node
+//! that has been dead for long (`meta::detector`):
+//!
+//! 18. [`meta::MetaState`] gives out a replica id that never was and starts a [`meta::Procedure`] of kind `move_replica`. Its
+//!     steps are states in the log; [`meta::Runner`] asks the nodes for each.
+//! 19. The new replica is made (`Store::create_replica`), and the region's leader sends it the log, or a snapshot where the log
+//!     does not reach back ([`Group::add_learner`](raft::Group::add_learner)). When it is as good as caught up, it gets the vote
+//!     of the old one, by way of a membership in which both have a say
+//!     ([`Group::change_members`](raft::Group::change_members)).
+//! 20. Now, and not before, the catalog has the new replica, and the statement is answered. Frontends that still ask the old
+//!     one find out by `Routes::places`. The old replica is dropped (`Store::drop_replica`) when its node is there: its id has a
+//!     tombstone and votes nowhere.
+//!
 //! # Modules, in reading order
 //!
 //! What they may use of each other is checked by the test `directions`.

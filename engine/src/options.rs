@@ -93,6 +93,11 @@ pub struct Options {
     pub table_regions: u64,
     /// The catalog is written to its file after this many entries.
     pub meta_flush_entries: u64,
+    /// A node that does not answer meta's leader for so long is dead: its replicas are made elsewhere, where there is a node
+    /// that has none of the region. 0: never.
+    pub node_dead_ms: u64,
+    /// Replicas of dead nodes that are made elsewhere at the same time.
+    pub node_repairs: u64,
     /// Pause before the first retry of a step of a procedure; doubles up to `retry_max_ms`.
     pub retry_min_ms: u64,
     /// Upper bound, see `retry_min_ms`.
@@ -160,6 +165,8 @@ impl Default for Options {
             meta_results: 10_000,
             table_regions: 1_024,
             meta_flush_entries: 100,
+            node_dead_ms: 600_000,
+            node_repairs: 4,
             retry_min_ms: 20,
             retry_max_ms: 1_000,
         }
@@ -218,6 +225,7 @@ impl Options {
         least("meta_results", self.meta_results, 1)?;
         least("table_regions", self.table_regions, 1)?;
         least("meta_flush_entries", self.meta_flush_entries, 1)?;
+        least("node_repairs", self.node_repairs, 1)?;
         least("retry_min_ms", self.retry_min_ms, 1)?;
         least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)
     }

@@ -4,6 +4,7 @@
 //! that the answer names, otherwise the replicas in turn, with pauses that double.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
 use crate::types::{NodeId, RegionId};
+
+/// So many times each node of a group is asked in vain before meta is asked where the replicas are by now.
+const IN_VAIN: usize = 4;
 
 /// The cache and the ways.
 pub(super) struct Routes {
@@ -110,7 +114,7 @@ impl Routes {
 
     /// Asks meta's leader.
     pub async fn meta(&self, request: MetaRequest, deadline: Deadline) -> Answer<MetaAnswer> {
-        let answer = self.group(RegionId::META, &self.meta, &Request::Meta(request), deadline).await;
+        let answer = self.group(RegionId::META, self.meta.clone(), &Request::Meta(request), deadline).await;
         let result = answer.result.and_then(|response| match response {
             Response::Meta(answer) => Ok(answer),
             other => Err(mismatch(&other)),
@@ -121,7 +125,7 @@ impl Routes {
     /// Asks the leader of `region`.
     pub async fn region(&self, region: &RegionDef, request: &Request, deadline: Deadline) -> Answer<Response> {
         let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
-        self.group(region.id, &nodes, request, deadline).await
+        self.group(region.id, nodes, request, deadline).await
     }
 
     /// Rows of `region` that need not be of now: asks the replica that answered last, the one on this node first, then the
@@ -222,20 +226,44 @@ impl Routes {
         &self.meta
     }
 
-    /// Asks the leader of `group`, whose replicas are on `nodes`, until there is an answer that no retry would change.
+    /// The nodes that the replicas of a region are on, as meta says now; none: there is no such region (any more).
+    /// (Boxed: it asks a group, as who calls it does.)
+    fn places(
+        &self,
+        region: RegionId,
+        deadline: Deadline,
+    ) -> Pin<Box<dyn Future<Output = Result<Option<Vec<NodeId>>>> + Send + '_>> {
+        let soon = Deadline::after(self.within(deadline));
+        Box::pin(async move {
+            let tables = self.tables(soon).await?;
+            let Some(table) = tables.into_iter().find(|table| table.id == region.table()) else { return Ok(None) };
+            let def = table.regions.iter().find(|def| def.id == region);
+            let nodes = def.map(|def| def.replicas.values().copied().collect());
+            let is_cached = self.cache().tables.get(&table.name).is_some_and(|cached| cached.id == table.id);
+            if is_cached {
+                self.remember(Arc::new(table));
+            }
+            Ok(nodes)
+        })
+    }
+
+    /// Asks the leader of `group`, whose replicas are on `nodes`, until there is an answer that no retry would change. A replica
+    /// may have moved since: meta is asked where they are when one of the nodes has none, and when all were asked so often in
+    /// vain that it is no election.
     async fn group(
         &self,
         group: RegionId,
-        nodes: &[NodeId],
+        mut nodes: Vec<NodeId>,
         request: &Request,
         deadline: Deadline,
     ) -> Answer<Response> {
         let mut uncertain = false;
-        let mut ring = nodes.iter().copied().cycle();
-        let mut node = match self.cache().leaders.get(&group).copied().or_else(|| ring.next()) {
-            Some(node) => node,
-            None => return Answer { result: Err(Error::RegionNotFound { region: group }), uncertain },
+        let mut position = 0;
+        let Some(mut node) = self.cache().leaders.get(&group).copied().or_else(|| turn(&nodes, &mut position, None))
+        else {
+            return Answer { result: Err(Error::RegionNotFound { region: group }), uncertain };
         };
+        let mut in_vain = 0;
         let mut failed = None;
         let mut pauses = self.options.pauses();
         let mut hops = 0;
@@ -276,17 +304,27 @@ impl Routes {
                     if missing > nodes.len() {
                         return Answer { result: Err(err), uncertain };
                     }
+                    in_vain = IN_VAIN * nodes.len();
                     wait = false;
                 }
                 _ => return Answer { result: Err(err), uncertain },
+            }
+            in_vain += 1;
+            if in_vain > IN_VAIN * nodes.len() && group != RegionId::META {
+                in_vain = 0;
+                match self.places(group, deadline).await {
+                    Ok(Some(places)) => nodes = places,
+                    Ok(None) => return Answer { result: Err(Error::RegionNotFound { region: group }), uncertain },
+                    // Meta may be found the next time.
+                    Err(_) => {}
+                }
             }
             if !matches!(err, Error::RegionNotFound { .. }) {
                 missing = 0;
             }
             let next = match hint {
                 Some(hinted) => hinted,
-                None if nodes.len() == 1 => nodes[0],
-                None => ring.by_ref().find(|next| *next != node).unwrap_or(node),
+                None => turn(&nodes, &mut position, Some(node)).unwrap_or(node),
             };
             if next != node {
                 self.cache().leaders.remove(&group);
@@ -311,6 +349,18 @@ impl Routes {
     }
 }
 
+/// The next node to ask in turn, another one than `asked` if there is one.
+fn turn(nodes: &[NodeId], position: &mut usize, asked: Option<NodeId>) -> Option<NodeId> {
+    for _ in 0..nodes.len() {
+        let next = nodes[*position % nodes.len()];
+        *position += 1;
+        if Some(next) != asked {
+            return Some(next);
+        }
+    }
+    nodes.first().copied()
+}
+
 /// Whether a lost answer leaves open what the request did.
 fn writes(request: &Request) -> bool {
     matches!(
@@ -321,6 +371,7 @@ fn writes(request: &Request) -> bool {
                     | MetaRequest::DropTable { .. }
                     | MetaRequest::TruncateTable { .. }
                     | MetaRequest::AlterTable { .. }
+                    | MetaRequest::MoveReplica { .. }
             )
     )
 }
@@ -331,6 +382,7 @@ fn late(group: RegionId, request: &Request, last: Option<Error>, uncertain: bool
         Request::Meta(MetaRequest::DropTable { .. }) => ("DROP TABLE", "meta".to_string()),
         Request::Meta(MetaRequest::AlterTable { .. }) => ("ALTER TABLE", "meta".to_string()),
         Request::Meta(MetaRequest::TruncateTable { .. }) => ("TRUNCATE", "meta".to_string()),
+        Request::Meta(MetaRequest::MoveReplica { .. }) => ("ADMIN MOVE REPLICA", "meta".to_string()),
         Request::Meta(_) => ("a question", "meta".to_string()),
         request => (request.kind().name(), format!("region {group}")),
     };

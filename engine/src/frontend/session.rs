@@ -146,6 +146,16 @@ impl Session {
             Statement::Explain(statement) => self.frontend.explain(statement, deadline).await,
             Statement::ShowTables => self.frontend.show_tables(deadline).await,
             Statement::Admin { verb, table } => self.frontend.admin(verb.clone(), table, deadline).await,
+            Statement::MoveReplica { table, region, from, to } => {
+                let open = self.begin(deadline).await?;
+                let (name, region, from, to) = (table.clone(), *region, *from, *to);
+                let request = MetaRequest::MoveReplica { name, region, from, to, request: open.name() };
+                match self.meta(request, deadline).await? {
+                    MetaAnswer::Moved(table) => self.frontend.routes().remember(Arc::new(table)),
+                    other => return Err(mismatch(&other)),
+                }
+                Ok(Output::Done)
+            }
         }
     }
 

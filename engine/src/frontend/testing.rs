@@ -466,6 +466,14 @@ impl State {
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }
+            MetaRequest::MoveReplica { name, region, from, to, request } => {
+                if let Some(answer) = self.catalog_requests.get(&request) {
+                    return answer.clone();
+                }
+                let answer = self.move_replica(&name, region, from, to);
+                self.catalog_requests.insert(request, answer.clone());
+                answer
+            }
             MetaRequest::Table { name } => Ok(MetaAnswer::Table(self.tables.get(&name).cloned())),
             MetaRequest::Procedures => Ok(MetaAnswer::Procedures(vec![ProcedureStatus {
                 id: ProcedureId(7),
@@ -480,6 +488,24 @@ impl State {
                 Ok(MetaAnswer::Session(SessionId(self.last_session)))
             }
         }
+    }
+
+    /// The replica on node `to` has the number of the node, as all have here.
+    fn move_replica(&mut self, name: &str, region: u32, from: NodeId, to: NodeId) -> Result<MetaAnswer> {
+        let refused = |message: &str| Err(Error::invalid(Invalid::OutOfRange, message));
+        let Some(table) = self.tables.get_mut(name) else {
+            return Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}")));
+        };
+        let Some(def) = table.regions.get_mut(region as usize) else { return refused("there is no such region") };
+        if def.replicas.remove(&ReplicaId(from.0)).is_none() {
+            return refused("there is no replica");
+        }
+        def.replicas.insert(ReplicaId(to.0), to);
+        let moved = self.regions.get_mut(&def.id).expect("a region of a table");
+        if moved.leader == from {
+            moved.leader = to;
+        }
+        Ok(MetaAnswer::Moved(table.clone()))
     }
 
     fn alter(&mut self, name: &str, of: (TableId, u64), alterations: &[Alteration]) -> Result<MetaAnswer> {

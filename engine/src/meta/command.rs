@@ -62,6 +62,28 @@ pub enum Command {
         /// Names the statement.
         request: StatementId,
     },
+    /// Begin to put a replica of a region of a table onto another node.
+    StartMove {
+        /// The table's name.
+        name: String,
+        /// The number of the region.
+        region: u32,
+        /// The node whose replica leaves.
+        from: NodeId,
+        /// The node that gets one.
+        to: NodeId,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// Begin to make a replica elsewhere in the place of one whose node has been dead for long. No statement asks for that.
+    StartRepair {
+        /// The region.
+        region: RegionId,
+        /// The node that is dead.
+        from: NodeId,
+        /// The nodes that are not.
+        among: BTreeSet<NodeId>,
+    },
     /// Something took effect that a procedure was waiting for. Counts only if the procedure is where the sender saw it,
     /// so that two runners that both think they lead do not both advance it.
     Advance {
@@ -101,6 +123,8 @@ pub enum Progress {
     Regions(BTreeSet<RegionId>),
     /// A node refused: the procedure can never succeed.
     Refused(Error),
+    /// The node that it needs has been dead for long: it is not waited for any more.
+    GivenUp(Error),
 }
 
 /// What an entry did. The same on every replica.
@@ -153,6 +177,8 @@ pub enum Decision {
     Truncated,
     /// The table as altered.
     Altered(Box<TableDef>),
+    /// The table with its replicas as they are now.
+    Moved(Box<TableDef>),
 }
 
 /// A point that a procedure reaches; each is in the log.
@@ -168,7 +194,7 @@ pub enum Step {
     Published,
     /// Create: it cannot succeed; the statement is answered with the error, the name is free.
     Undoing,
-    /// Create: nothing is left of it.
+    /// Create, move: nothing is left of it.
     Failed,
     /// Drop: the table is not visible any more; the statement is answered.
     Unpublished,
@@ -176,7 +202,20 @@ pub enum Step {
     Truncating,
     /// Alter: the regions are being given the schema.
     Altering,
+    /// Move: an id is given out, the new replica is being made.
+    Making,
+    /// Move: it exists; the region's group is to send it its log.
+    Joining,
+    /// Move: it gets the log; when it has it, it gets the vote of the old one.
+    Switching,
+    /// Move: the membership is changed, and the catalog; the statement is answered. The old replica is being dropped.
+    Leaving,
+    /// Move: given up; the region's group is to send the new replica nothing any more.
+    Retracting,
+    /// Move: given up, the statement is answered with the error. The new replica is being dropped.
+    Withdrawing,
     /// Create: all replicas exist. Drop: all replicas are gone. Truncate, alter: all regions have done it.
+    /// Move: the old replica is gone.
     Done,
 }
 
@@ -193,6 +232,12 @@ impl Step {
             Step::Unpublished => "unpublished",
             Step::Truncating => "truncating",
             Step::Altering => "altering",
+            Step::Making => "making",
+            Step::Joining => "joining",
+            Step::Switching => "switching",
+            Step::Leaving => "leaving",
+            Step::Retracting => "retracting",
+            Step::Withdrawing => "withdrawing",
             Step::Done => "done",
         }
     }

@@ -1,4 +1,4 @@
-//! Raft group 0: the catalog, the routes, the ids, and the procedures that create and drop tables.
+//! Raft group 0: the catalog, the routes, the ids, and the procedures that create, change and drop tables.
 //!
 //! A `CREATE TABLE` on its way:
 //!
@@ -10,6 +10,9 @@
 //!    nothing that the log does not have: the next leader's continues.
 //! 4. The entry that makes the table visible answers the statement: [`Service`] was waiting for it at the [`Machine`].
 //!
+//! A replica is put onto another node by a procedure too, asked for by a statement or because a node has been dead for long
+//! (`detector`).
+//!
 //! Invariants: ids are never reused. A table is visible only from the end of its creation to the beginning of its drop.
 //! A statement (session, number) is run once, however often it is sent. A procedure ends as soon as the nodes answer.
 //!
@@ -18,6 +21,7 @@
 
 pub mod catalog;
 mod command;
+mod detector;
 mod machine;
 mod place;
 mod procedure;
@@ -35,8 +39,8 @@ use bytes::Bytes;
 
 pub use command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step};
 pub use machine::Machine;
-pub use place::{Load, place};
-pub use procedure::{Action, Next, Procedure, ProcedureState, Target};
+pub use place::{Load, emptiest, place};
+pub use procedure::{Action, Move, Next, Procedure, ProcedureState, Target};
 pub use runner::Runner;
 pub use service::Service;
 pub use state::{Answer, MetaState};

@@ -49,6 +49,11 @@ pub fn place(
     (0..regions).map(&mut place_one).collect()
 }
 
+/// Of the nodes of `load` that may be chosen the one with the fewest replicas; among equals the one that leads less.
+pub fn emptiest(load: &BTreeMap<NodeId, Load>, may: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
+    load.iter().filter(|(node, _)| may(node)).min_by_key(|(_, load)| **load).map(|(node, _)| *node)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -108,6 +113,18 @@ mod tests {
             let (of_replicas, of_leaders) = spread(&load);
             assert!(of_replicas <= 2 && of_leaders <= 1, "{load:?}");
         }
+    }
+
+    #[test]
+    fn the_emptiest_of_those_that_may_is_chosen() {
+        let mut load = empty(4);
+        load.insert(NodeId(1), Load { replicas: 2, leaders: 1 });
+        load.insert(NodeId(2), Load { replicas: 1, leaders: 1 });
+        load.insert(NodeId(3), Load { replicas: 1, leaders: 0 });
+        assert_eq!(emptiest(&load, |_| true), Some(NodeId(4)));
+        assert_eq!(emptiest(&load, |node| node.0 < 4), Some(NodeId(3)), "3 leads less");
+        assert_eq!(emptiest(&load, |node| node.0 < 2), Some(NodeId(1)));
+        assert_eq!(emptiest(&load, |_| false), None);
     }
 
     #[test]

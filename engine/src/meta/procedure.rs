@@ -1,4 +1,5 @@
-//! A procedure: many steps on many nodes that end in a table being there, or being gone. All of it is data in the log.
+//! A procedure: many steps on many nodes that end in a table being there, or being gone, or having a replica elsewhere. All
+//! of it is data in the log.
 //!
 //! ```text
 //! create   Prepared -> ReplicasCreated -> GroupsFormed -> Published -> (ended: done)
@@ -6,12 +7,18 @@
 //! drop     Unpublished -> (ended: done)
 //! truncate Truncating  -> (ended: done)
 //! alter    Altering    -> (ended: done)
+//! move     Making -> Joining -> Switching -> Leaving -> (ended: done)
+//!              \         \____________\__> Retracting -> Withdrawing -> (ended: failed)
+//!               \_________________________________________^
 //! ```
 //!
 //! The statement is *decided*, and answered, at Published, Undoing and Unpublished. What follows goes on in the
 //! background until it is done: nodes that are down then hold up nobody. TRUNCATE and
 //! ALTER are answered at their end; they need each region's leader, not each replica. The catalog has the new columns when all
 //! regions have: whoever still comes with the old ones to a region that has the new ones is sent back to ask.
+//! A move is decided at Leaving, when the region's members are others, or at Withdrawing. It is given up if the node that is to
+//! get the replica refuses it or has been dead for long, as long as the replica has no vote: from Retracting it goes back to
+//! Switching if the region says that it has.
 //!
 //! Everything here is pure: [`Procedure::next`] says what to ask of which node, [`Procedure::progress`] what the answers
 //! mean, [`Procedure::after`] what state follows. Each state holds what is *open*, so that what has been done is not
@@ -24,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{RegionDef, TableDef};
 use super::command::{Progress, StatementId, Step};
 use crate::error::{Error, Invalid, Result};
-use crate::server::message::{ProcedureRef, Request, Response};
+use crate::server::message::{ProcedureRef, Replacement, Request, Response};
 use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
 
 /// A procedure that has not ended.
@@ -36,9 +43,10 @@ pub struct Procedure {
     pub step: u32,
     /// The term of the leader that advanced it last; a lower one cannot any more. 0: it was only started.
     pub term: u64,
-    /// The statement that started it.
-    pub request: StatementId,
-    /// The table that is being created or dropped, with the ids and nodes of all replicas.
+    /// The statement that started it; none: meta itself.
+    pub request: Option<StatementId>,
+    /// The table that it is about, with the ids and nodes of all replicas as the catalog has them. Of a move: with the columns
+    /// that it was created with, for a replica that begins at the beginning of the log.
     pub table: TableDef,
     /// Where it is.
     pub state: ProcedureState,
@@ -95,6 +103,37 @@ pub enum ProcedureState {
         /// Not yet empty.
         open: BTreeSet<RegionId>,
     },
+    /// Move: the new replica is being made.
+    Making(Move),
+    /// Move: the new replica is being added to the region's group, without a vote.
+    Joining(Move),
+    /// Move: the new replica is getting the vote of the old one, as soon as it has its log.
+    Switching(Move),
+    /// Move: the old replica, which is no member any more, is being dropped.
+    Leaving(Move),
+    /// Move: given up; the new replica is being removed from the region's group.
+    Retracting {
+        /// What was to be done.
+        of: Move,
+        /// Why not.
+        error: Error,
+    },
+    /// Move: given up; the new replica is being dropped.
+    Withdrawing {
+        /// What was to be done.
+        of: Move,
+        /// Why not.
+        error: Error,
+    },
+}
+
+/// A replica of a region that takes the place of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The region.
+    pub region: RegionId,
+    /// Who joins, who leaves.
+    pub change: Replacement,
 }
 
 /// What to ask of a node.
@@ -113,7 +152,7 @@ pub struct Action {
 pub enum Target {
     /// Making or dropping a replica.
     Replica(ReplicaId),
-    /// Forming a region's group, finding its leader, or asking it to truncate or alter.
+    /// Forming a region's group, finding its leader, or asking it to truncate, alter or change its members.
     Region(RegionId),
 }
 
@@ -129,13 +168,23 @@ pub enum Next {
 }
 
 impl Procedure {
-    /// `create_table`, `drop_table`, `truncate_table` or `alter_table`: the name that events use.
+    /// `create_table`, `drop_table`, `truncate_table`, `alter_table` or `move_replica`: the name that events use.
     pub fn kind(&self) -> &'static str {
         match self.state {
             ProcedureState::Unpublished { .. } => "drop_table",
             ProcedureState::Truncating { .. } => "truncate_table",
             ProcedureState::Altering { .. } => "alter_table",
-            _ => "create_table",
+            ProcedureState::Making(_)
+            | ProcedureState::Joining(_)
+            | ProcedureState::Switching(_)
+            | ProcedureState::Leaving(_)
+            | ProcedureState::Retracting { .. }
+            | ProcedureState::Withdrawing { .. } => "move_replica",
+            ProcedureState::Prepared { .. }
+            | ProcedureState::ReplicasCreated { .. }
+            | ProcedureState::GroupsFormed { .. }
+            | ProcedureState::Published { .. }
+            | ProcedureState::Undoing { .. } => "create_table",
         }
     }
 
@@ -166,13 +215,42 @@ impl Procedure {
                 // The first one is often the leader; else each further attempt asks another one.
                 self.of_regions(open, &BTreeSet::new(), attempt, |region| Request::Truncate { region: region.id, by })
             }
+            ProcedureState::Making(Move { region, change }) => {
+                let ((replica, node), table) = (change.joins, Box::new(self.table.clone()));
+                let request = Request::CreateReplica { region: *region, replica, table, by };
+                vec![Action { target: Target::Replica(replica), node, request }]
+            }
+            ProcedureState::Joining(of) => self.of_members(of, |Move { region, change }| Request::AddLearner {
+                region: *region,
+                change: change.clone(),
+                by,
+            }),
+            ProcedureState::Switching(of) => self.of_members(of, |Move { region, change }| Request::ChangeMembers {
+                region: *region,
+                change: change.clone(),
+                by,
+            }),
+            ProcedureState::Retracting { of, .. } => self.of_members(of, |Move { region, change }| {
+                Request::RemoveLearner { region: *region, change: change.clone(), by }
+            }),
+            ProcedureState::Leaving(Move { region, change }) => {
+                let (replica, node) = change.leaves;
+                let request = Request::DropReplica { region: *region, replica, by };
+                vec![Action { target: Target::Replica(replica), node, request }]
+            }
+            ProcedureState::Withdrawing { of: Move { region, change }, .. } => {
+                let (replica, node) = change.joins;
+                let request = Request::DropReplica { region: *region, replica, by };
+                vec![Action { target: Target::Replica(replica), node, request }]
+            }
         }
     }
 
     /// What the answers to [`Procedure::next`] mean. None: nothing new, ask again later.
     ///
     /// A lost or late answer, a node that is down or full, an answer of another kind: all mean "not yet". Only a refusal
-    /// as `Invalid`, which the same request would meet again and again, ends a creation, as long as it is not decided.
+    /// as `Invalid`, which the same request would meet again and again, ends a creation, as long as it is not decided, and a
+    /// move, as long as the new replica is not made; and there is no way back for a replica that has its vote.
     pub fn progress(&self, answers: impl IntoIterator<Item = (Target, Result<Response>)>) -> Option<Progress> {
         let mut replicas = BTreeSet::new();
         let mut regions = BTreeSet::new();
@@ -187,7 +265,10 @@ impl Procedure {
                 (
                     ProcedureState::ReplicasCreated { .. }
                     | ProcedureState::Truncating { .. }
-                    | ProcedureState::Altering { .. },
+                    | ProcedureState::Altering { .. }
+                    | ProcedureState::Joining(_)
+                    | ProcedureState::Switching(_)
+                    | ProcedureState::Retracting { .. },
                     Target::Region(region),
                     Ok(Response::Done),
                 ) => {
@@ -197,7 +278,10 @@ impl Procedure {
                     replicas.insert(replica);
                 }
                 (
-                    ProcedureState::Prepared { .. } | ProcedureState::ReplicasCreated { .. },
+                    ProcedureState::Prepared { .. }
+                    | ProcedureState::ReplicasCreated { .. }
+                    | ProcedureState::Making(_)
+                    | ProcedureState::Retracting { .. },
                     _,
                     Err(error @ Error::Invalid { .. }),
                 ) => return Some(Progress::Refused(error)),
@@ -259,6 +343,40 @@ impl Procedure {
                 let (schema, open) = (schema.clone(), closed(open, &altered)?);
                 if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Altering { schema, open }) }
             }
+            (ProcedureState::Making(of), Progress::Replicas(made)) => {
+                closed(&[of.change.joins.0].into(), &made)?;
+                Next::Entered(ProcedureState::Joining(of.clone()))
+            }
+            (ProcedureState::Making(of), Progress::Refused(error) | Progress::GivenUp(error)) => {
+                Next::Entered(ProcedureState::Withdrawing { of: of.clone(), error })
+            }
+            (ProcedureState::Joining(of), Progress::Regions(joined)) => {
+                closed(&[of.region].into(), &joined)?;
+                Next::Entered(ProcedureState::Switching(of.clone()))
+            }
+            (ProcedureState::Switching(of), Progress::Regions(switched)) => {
+                closed(&[of.region].into(), &switched)?;
+                Next::Entered(ProcedureState::Leaving(of.clone()))
+            }
+            (ProcedureState::Joining(of) | ProcedureState::Switching(of), Progress::GivenUp(error)) => {
+                Next::Entered(ProcedureState::Retracting { of: of.clone(), error })
+            }
+            (ProcedureState::Retracting { of, error }, Progress::Regions(retracted)) => {
+                closed(&[of.region].into(), &retracted)?;
+                Next::Entered(ProcedureState::Withdrawing { of: of.clone(), error: error.clone() })
+            }
+            // It has its vote: there is only the way on.
+            (ProcedureState::Retracting { of, .. }, Progress::Refused(_)) => {
+                Next::Entered(ProcedureState::Switching(of.clone()))
+            }
+            (ProcedureState::Leaving(of), Progress::Replicas(gone)) => {
+                closed(&[of.change.leaves.0].into(), &gone)?;
+                Next::Ended
+            }
+            (ProcedureState::Withdrawing { of, .. }, Progress::Replicas(gone)) => {
+                closed(&[of.change.joins.0].into(), &gone)?;
+                Next::Ended
+            }
             (state, progress) => {
                 let message = format!("procedure {} at {} cannot go on by {progress:?}", self.id, state.step().name());
                 return Err(Error::invalid(Invalid::Request, message));
@@ -275,6 +393,15 @@ impl Procedure {
     /// All regions of the table.
     pub fn regions(&self) -> BTreeSet<RegionId> {
         self.table.regions.iter().map(|region| region.id).collect()
+    }
+
+    /// One action at the node of each replica of the region, the new one's too: only the leader does it. They are asked all at
+    /// once, for the leader is asked many times until the new replica has its log.
+    fn of_members(&self, of: &Move, request: impl Fn(&Move) -> Request) -> Vec<Action> {
+        let members = self.table.regions.iter().filter(|region| region.id == of.region);
+        let nodes: BTreeSet<NodeId> = members.flat_map(|region| region.replicas.values().copied()).collect();
+        let nodes = nodes.into_iter().chain([of.change.joins.1]);
+        nodes.map(|node| Action { target: Target::Region(of.region), node, request: request(of) }).collect()
     }
 
     /// One action for each replica of `open`, at its node.
@@ -326,13 +453,19 @@ impl ProcedureState {
             ProcedureState::Unpublished { .. } => Step::Unpublished,
             ProcedureState::Truncating { .. } => Step::Truncating,
             ProcedureState::Altering { .. } => Step::Altering,
+            ProcedureState::Making(_) => Step::Making,
+            ProcedureState::Joining(_) => Step::Joining,
+            ProcedureState::Switching(_) => Step::Switching,
+            ProcedureState::Leaving(_) => Step::Leaving,
+            ProcedureState::Retracting { .. } => Step::Retracting,
+            ProcedureState::Withdrawing { .. } => Step::Withdrawing,
         }
     }
 
     /// The step that is recorded when the procedure ends in this state.
     pub fn end(&self) -> Step {
         match self {
-            ProcedureState::Undoing { .. } => Step::Failed,
+            ProcedureState::Undoing { .. } | ProcedureState::Withdrawing { .. } => Step::Failed,
             _ => Step::Done,
         }
     }
@@ -344,10 +477,16 @@ impl ProcedureState {
             | ProcedureState::ReplicasCreated { .. }
             | ProcedureState::GroupsFormed { .. }
             | ProcedureState::Truncating { .. }
-            | ProcedureState::Altering { .. } => false,
-            ProcedureState::Published { .. } | ProcedureState::Undoing { .. } | ProcedureState::Unpublished { .. } => {
-                true
-            }
+            | ProcedureState::Altering { .. }
+            | ProcedureState::Making(_)
+            | ProcedureState::Joining(_)
+            | ProcedureState::Switching(_)
+            | ProcedureState::Retracting { .. } => false,
+            ProcedureState::Published { .. }
+            | ProcedureState::Undoing { .. }
+            | ProcedureState::Unpublished { .. }
+            | ProcedureState::Leaving(_)
+            | ProcedureState::Withdrawing { .. } => true,
         }
     }
 
@@ -358,7 +497,20 @@ impl ProcedureState {
 
     /// Whether it makes a table that is not there yet.
     pub fn is_creating(&self) -> bool {
-        !self.is_decided() && !self.is_of_rows()
+        !self.is_decided() && !self.is_of_rows() && self.moves().is_none()
+    }
+
+    /// Which replica takes the place of which other one, if it is about that.
+    pub fn moves(&self) -> Option<&Move> {
+        match self {
+            ProcedureState::Making(of)
+            | ProcedureState::Joining(of)
+            | ProcedureState::Switching(of)
+            | ProcedureState::Leaving(of)
+            | ProcedureState::Retracting { of, .. }
+            | ProcedureState::Withdrawing { of, .. } => Some(of),
+            _ => None,
+        }
     }
 
     /// How many replicas or regions are open: none, and it is through.
@@ -372,6 +524,12 @@ impl ProcedureState {
                 missing.len() + open.len()
             }
             ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.len(),
+            ProcedureState::Making(_)
+            | ProcedureState::Joining(_)
+            | ProcedureState::Switching(_)
+            | ProcedureState::Leaving(_)
+            | ProcedureState::Retracting { .. }
+            | ProcedureState::Withdrawing { .. } => 1,
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, TableDef};
-use crate::types::{Alteration, ProcedureId, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, SessionId, TableId};
 
 /// A request to the leader of the meta group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,20 @@ pub enum MetaRequest {
         /// Names the statement.
         request: (SessionId, u64),
     },
+    /// Start (or find) the procedure that puts a replica of a region onto another node, and wait until the region's members have
+    /// changed. The old replica is dropped in the background, however long its node is down.
+    MoveReplica {
+        /// The table's name.
+        name: String,
+        /// The number of the region.
+        region: u32,
+        /// The node whose replica leaves.
+        from: NodeId,
+        /// The node that gets one.
+        to: NodeId,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
     /// The table of that name, linearizably. None: there is none.
     Table {
         /// Its name.
@@ -63,7 +77,7 @@ pub enum MetaRequest {
 pub struct ProcedureStatus {
     /// The procedure.
     pub id: ProcedureId,
-    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`.
+    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`, `move_replica`.
     pub kind: String,
     /// The table's name.
     pub table: String,
@@ -84,6 +98,8 @@ pub enum MetaAnswer {
     Truncated,
     /// To `AlterTable`: the table as altered.
     Altered(TableDef),
+    /// To `MoveReplica`: the table with its replicas as they are now.
+    Moved(TableDef),
     /// To `Table`.
     Table(Option<TableDef>),
     /// To `Procedures`, by id.

@@ -3,23 +3,24 @@
 //! It decides nothing ([`Procedure`](super::Procedure) does) and knows nothing that the log does not: killed at any
 //! moment, it loses the answers of one round of calls, all of which can be asked again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::command::{Command, Outcome, Progress};
+use super::detector::{Detector, hopeless, left_behind, next_repair};
 use super::machine::Machine;
 use super::procedure::{Action, Procedure, Target};
 use super::{Group, Nodes};
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::event::{Event, Events};
 use crate::options::Options;
-use crate::server::message::Response;
-use crate::types::ProcedureId;
+use crate::server::message::{Request, Response};
+use crate::types::{NodeId, ProcedureId};
 
 /// Drives the procedures while this replica leads. Each step that it records is an [`Event::ProcedureStep`], once: here,
 /// on the leader that proposed it, not where entries are applied; none if the outcome of the proposal stayed unknown.
@@ -31,6 +32,9 @@ pub struct Runner {
     retry_min: Duration,
     retry_max: Duration,
     call: Duration,
+    /// Silence after which a node is dead; zero: never.
+    dead_after: Duration,
+    repairs: u64,
 }
 
 /// Why a procedure is not driven any longer.
@@ -59,6 +63,8 @@ impl Runner {
             retry_min: Duration::from_millis(options.retry_min_ms),
             retry_max: Duration::from_millis(options.retry_max_ms),
             call: Duration::from_millis(options.rpc_timeout_ms),
+            dead_after: Duration::from_millis(options.node_dead_ms),
+            repairs: options.node_repairs,
         }
     }
 
@@ -71,6 +77,7 @@ impl Runner {
         let mut changes = self.machine.changes();
         let mut driven = BTreeSet::new();
         let mut drives = FuturesUnordered::new();
+        let mut watching = std::pin::pin!(self.watch(term));
         while self.leads(term) {
             for id in self.machine.read(|state| state.procedures().map(|procedure| procedure.id).collect::<Vec<_>>()) {
                 if driven.insert(id) {
@@ -87,6 +94,7 @@ impl Runner {
                 }
                 // The sender lives as long as the machine, so this is a change.
                 _ = changes.changed() => {}
+                () = &mut watching => return,
                 () = sleep(self.retry_max) => {}
             }
         }
@@ -125,6 +133,70 @@ impl Runner {
             }
         }
         End::Deposed
+    }
+
+    /// Asks all nodes again and again whether they are there, and has what is on dead ones made elsewhere. Ends when this
+    /// replica does not lead any more.
+    async fn watch(&self, term: u64) {
+        if self.dead_after.is_zero() {
+            return std::future::pending().await;
+        }
+        let mut detector = Detector::new(self.dead_after);
+        let mut told = BTreeMap::new();
+        let mut before = Instant::now();
+        while self.leads(term) {
+            // Often enough that one lost answer is not what decides.
+            sleep((self.dead_after / 10).max(Duration::from_millis(1))).await;
+            let nodes = self.machine.read(|state| state.nodes().cloned().unwrap_or_default());
+            let asked = nodes.iter().map(|node| async move {
+                let answer = timeout(self.call, self.nodes.call(*node, Request::Ping, self.call)).await;
+                matches!(answer, Ok(Ok(Response::Done))).then_some(*node)
+            });
+            let answered = join_all(asked).await.into_iter().flatten().collect();
+            let now = Instant::now();
+            detector.hear(&nodes, answered, now - before);
+            before = now;
+            if self.leads(term) {
+                self.repair(term, &detector, &mut told).await;
+            }
+        }
+    }
+
+    /// Gives up the moves onto dead nodes, and starts moves away from them. `told`: what was said of which dead node.
+    async fn repair(&self, term: u64, detector: &Detector, told: &mut BTreeMap<NodeId, (u64, u64)>) {
+        let silent = detector.dead();
+        let (dead, live): (BTreeSet<NodeId>, _) = (silent.keys().copied().collect(), detector.live());
+        told.retain(|node, _| dead.contains(node));
+        for (procedure, from, node) in self.machine.read(|state| hopeless(state, &dead)) {
+            let message = format!("node {node}, which was to get a replica, is dead");
+            let error = Error::invalid(Invalid::Request, message);
+            let Some(procedure) = self.machine.read(|state| state.procedure(procedure).cloned()) else { continue };
+            if procedure.step == from {
+                let _ = self.record(&procedure, term, Progress::GivenUp(error)).await;
+            }
+        }
+        while let Some((region, from)) = self.machine.read(|state| next_repair(state, &dead, live, self.repairs)) {
+            let command = Command::StartRepair { region, from, among: live.clone() };
+            let outcome = self.group.propose(command.encode()).await.and_then(|outcome| Outcome::decode(&outcome));
+            let Ok(Outcome::Started { procedure, step }) = outcome else {
+                // Whatever it is, it is looked at again in the next round.
+                tracing::debug!(%region, %from, ?outcome, "a replica on a dead node is not replaced yet");
+                return;
+            };
+            self.events.emit(|| Event::ProcedureStep {
+                procedure: procedure.0,
+                kind: "move_replica".to_string(),
+                step: step.name().to_string(),
+            });
+        }
+        for (node, silent) in silent {
+            let left = self.machine.read(|state| left_behind(state, node, live));
+            if told.insert(node, left) != Some(left) {
+                let (replicas, without_place) = left;
+                let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
+                self.events.emit(|| Event::NodeDead { node, silent_ms, replicas, without_place });
+            }
+        }
     }
 
     async fn ask(&self, Action { target, node, request }: Action) -> (Target, Result<Response>) {

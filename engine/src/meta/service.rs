@@ -73,6 +73,10 @@ impl Service {
                 let command = Command::StartTruncate { name, request };
                 self.statement(command, request, "truncate_table", within).await
             }
+            MetaRequest::MoveReplica { name, region, from, to, request } => {
+                let command = Command::StartMove { name, region, from, to, request };
+                self.statement(command, request, "move_replica", within).await
+            }
             MetaRequest::Table { name } => {
                 self.caught_up(within).await?;
                 Ok(MetaAnswer::Table(self.machine.read(|state| state.table(&name).cloned())))
@@ -115,6 +119,7 @@ impl Service {
             Ok(Ok(Decision::Dropped(existed))) => Ok(MetaAnswer::Dropped(existed)),
             Ok(Ok(Decision::Truncated)) => Ok(MetaAnswer::Truncated),
             Ok(Ok(Decision::Altered(table))) => Ok(MetaAnswer::Altered(*table)),
+            Ok(Ok(Decision::Moved(table))) => Ok(MetaAnswer::Moved(*table)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(match waiting {
                 Waiting::Proposal => unknown("the statement was not decided in time and may go on"),

@@ -15,11 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{CreateTable, TableDef};
+use super::catalog::{CreateTable, RegionDef, TableDef};
 use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step, decode, encode};
-use super::place::{Load, place};
-use super::procedure::{Next, Procedure, ProcedureState};
+use super::place::{Load, emptiest, place};
+use super::procedure::{Move, Next, Procedure, ProcedureState};
 use crate::error::{Error, Invalid, Result};
+use crate::server::message::Replacement;
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId};
 
 /// Everything that the meta group knows.
@@ -33,6 +34,8 @@ pub struct MetaState {
     tables: BTreeMap<TableId, TableDef>,
     /// The same by name.
     names: BTreeMap<String, TableId>,
+    /// The columns that tables were created with, of those that were altered: the logs of their regions may begin there.
+    origins: BTreeMap<TableId, Schema>,
     /// Those that have not ended.
     procedures: BTreeMap<ProcedureId, Procedure>,
     /// What only one procedure at a time may touch.
@@ -68,6 +71,8 @@ enum Lock {
     Table(TableId),
     /// The rows of a table that is there: until they are gone.
     Rows(TableId),
+    /// The members of a region: until they have changed.
+    Members(RegionId),
 }
 
 /// A statement that was run.
@@ -87,6 +92,7 @@ enum Verb {
     Drop,
     Truncate,
     Alter,
+    Move,
 }
 
 /// How far a statement is.
@@ -117,6 +123,7 @@ impl MetaState {
             },
             tables: BTreeMap::new(),
             names: BTreeMap::new(),
+            origins: BTreeMap::new(),
             procedures: BTreeMap::new(),
             locks: BTreeMap::new(),
             statements: BTreeMap::new(),
@@ -149,6 +156,12 @@ impl MetaState {
             Command::StartTruncate { name, request } => {
                 self.statement(Verb::Truncate, name.clone(), request, |state| state.start_truncate(&name, request))
             }
+            Command::StartMove { name, region, from, to, request } => {
+                self.statement(Verb::Move, name.clone(), request, |state| {
+                    state.start_move(&name, region, from, to, request)
+                })
+            }
+            Command::StartRepair { region, from, among } => self.start_repair(region, from, &among),
             Command::Advance { procedure, from, term, progress } => self.advance(procedure, from, term, progress),
         }
     }
@@ -281,7 +294,7 @@ impl MetaState {
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
         let state = ProcedureState::Prepared { open };
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
         Started::Procedure { id, step, answer: Answer::Running(id) }
     }
 
@@ -297,31 +310,44 @@ impl MetaState {
             });
         };
         let table_id = table.id;
-        if let Some(by) = self.locks.get(&Lock::Rows(table_id)).copied() {
-            // It may wait for a region that has lost its majority; a drop need not. What of it is under way does no harm.
-            if let Some(truncation) = self.procedures.get(&by).map(|procedure| procedure.request)
-                && let Some(statement) = self.statements.get_mut(&truncation)
+        if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
+            // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.
+            match self.procedures.get(&by).map(|procedure| &procedure.state) {
+                Some(ProcedureState::Published { .. }) => {}
+                _ => return Started::Held { by },
+            }
+        }
+        // What is done to the rows or the members of the table may wait for a region that has lost its majority; a drop need
+        // not. What of it is under way does no harm; replicas that are being made or dropped go with all others.
+        let mut moving = Vec::new();
+        let others = |procedure: &&Procedure| procedure.table.id == table_id;
+        let others: Vec<ProcedureId> = self.procedures.values().filter(others).map(|procedure| procedure.id).collect();
+        for by in others {
+            let Some(other) = self.procedures.get(&by).cloned() else { continue };
+            moving.extend(other.state.moves().cloned());
+            if let Some(request) = other.request
+                && !other.state.is_decided()
+                && let Some(statement) = self.statements.get_mut(&request)
             {
                 let message = format!("table {name:?} was dropped meanwhile");
                 statement.answer = Answer::Decided(Err(Error::invalid(Invalid::UnknownTable, message)));
             }
             self.end(by);
         }
-        if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
-            // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.
-            match self.procedures.get(&by).map(|procedure| &procedure.state) {
-                Some(ProcedureState::Published { .. }) => self.end(by),
-                _ => return Started::Held { by },
+        self.names.remove(name);
+        self.origins.remove(&table_id);
+        let mut table = self.tables.remove(&table_id).expect("it was found above");
+        for Move { region, change } in moving {
+            if let Some(region) = table.regions.iter_mut().find(|def| def.id == region) {
+                region.replicas.extend([change.leaves, change.joins]);
             }
         }
-        self.names.remove(name);
-        let table = self.tables.remove(&table_id).expect("it was found above");
         let id = self.next_procedure();
         self.locks.insert(Lock::Table(table_id), id);
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
         let state = ProcedureState::Unpublished { open };
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
         Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) }
     }
 
@@ -371,8 +397,94 @@ impl MetaState {
         let id = self.next_procedure();
         self.locks.insert(rows, id);
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
         Started::Procedure { id, step, answer: Answer::Running(id) }
+    }
+
+    fn start_move(&mut self, name: &str, region: u32, from: NodeId, to: NodeId, request: StatementId) -> Started {
+        if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
+            return Started::Held { by: *by };
+        }
+        let refused = |kind, message: String| Started::Decided(Err(Error::invalid(kind, message)));
+        let Some(table) = self.table(name) else {
+            return refused(Invalid::UnknownTable, format!("there is no table {name:?}"));
+        };
+        let Some(def) = table.regions.get(region as usize).cloned() else {
+            let last = table.regions.len() - 1;
+            return refused(Invalid::OutOfRange, format!("table {name} has the regions 0 to {last}, not {region}"));
+        };
+        let nodes = self.nodes().cloned().unwrap_or_default();
+        if let Some(unknown) = [from, to].into_iter().find(|node| !nodes.contains(node)) {
+            let message = format!("{unknown} is not in the cluster, whose nodes are {}", listed(nodes));
+            return refused(Invalid::OutOfRange, message);
+        }
+        // Where its replicas are is open as long as it is being changed.
+        if let Some(by) = self.locks.get(&Lock::Members(def.id)) {
+            return Started::Held { by: *by };
+        }
+        let Some(leaves) = def.replicas.iter().find(|(_, node)| **node == from) else {
+            let nodes = listed(def.replicas.into_values());
+            return refused(Invalid::OutOfRange, format!("region {} has replicas on {nodes}, not on {from}", def.id));
+        };
+        if def.replicas.values().any(|node| *node == to) {
+            return refused(Invalid::OutOfRange, format!("region {} has a replica on {to} already", def.id));
+        }
+        let (id, step) = self.start_replacement(table.id, &def, (*leaves.0, *leaves.1), to, Some(request));
+        Started::Procedure { id, step, answer: Answer::Running(id) }
+    }
+
+    fn start_repair(&mut self, region: RegionId, from: NodeId, among: &BTreeSet<NodeId>) -> Outcome {
+        if let Some(by) = self.locks.get(&Lock::Members(region)) {
+            return Outcome::Held { by: *by };
+        }
+        let refused = |message: String| Outcome::Refused(Error::invalid(Invalid::Request, message));
+        let def = self.tables.get(&region.table()).and_then(|table| table.regions.iter().find(|def| def.id == region));
+        let Some(def) = def.cloned() else { return refused(format!("there is no region {region}")) };
+        let Some(leaves) = def.replicas.iter().find(|(_, node)| **node == from).map(|(id, node)| (*id, *node)) else {
+            return refused(format!("region {region} has no replica on {from}"));
+        };
+        let Some(to) = self.target(&def, among) else {
+            return refused(format!("no node that is there has no replica of region {region}"));
+        };
+        let (procedure, step) = self.start_replacement(region.table(), &def, leaves, to, None);
+        Outcome::Started { procedure, step }
+    }
+
+    /// The node among these that a replica of the region may be put onto: the emptiest that has none.
+    pub fn target(&self, def: &RegionDef, among: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let nodes = self.nodes()?;
+        let free = |node: &NodeId| {
+            among.contains(node) && nodes.contains(node) && !def.replicas.values().any(|taken| taken == node)
+        };
+        emptiest(&self.load(), free)
+    }
+
+    /// Whether the members of the region are being changed.
+    pub fn is_changing(&self, region: RegionId) -> bool {
+        self.locks.contains_key(&Lock::Members(region))
+    }
+
+    fn start_replacement(
+        &mut self,
+        table: TableId,
+        def: &RegionDef,
+        leaves: (ReplicaId, NodeId),
+        to: NodeId,
+        request: Option<StatementId>,
+    ) -> (ProcedureId, Step) {
+        let mut table = self.tables.get(&table).expect("its region was found").clone();
+        if let Some(origin) = self.origins.get(&table.id) {
+            table.schema = origin.clone();
+        }
+        let joins = (self.next.replica, to);
+        self.next.replica.0 += 1;
+        let stay = def.replicas.keys().filter(|id| **id != leaves.0).copied().collect();
+        let id = self.next_procedure();
+        self.locks.insert(Lock::Members(def.id), id);
+        let state = ProcedureState::Making(Move { region: def.id, change: Replacement { leaves, joins, stay } });
+        let step = state.step();
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        (id, step)
     }
 
     fn advance(&mut self, id: ProcedureId, from: u32, term: u64, progress: Progress) -> Outcome {
@@ -425,16 +537,51 @@ impl MetaState {
             ProcedureState::Altering { schema, .. } => {
                 let table = self.tables.get_mut(&procedure.table.id).expect("a drop ends the procedure first");
                 table.partition = table.partition.renamed(&table.schema, schema);
-                table.schema = Schema::clone(schema);
-                Ok(Decision::Altered(Box::new(table.clone())))
+                let was = std::mem::replace(&mut table.schema, Schema::clone(schema));
+                let altered = table.clone();
+                self.origins.entry(altered.id).or_insert(was);
+                Ok(Decision::Altered(Box::new(altered)))
+            }
+            ProcedureState::Leaving(of) => Ok(Decision::Moved(Box::new(self.replace(procedure.table.id, of)))),
+            ProcedureState::Withdrawing { of, error } => {
+                self.locks.remove(&Lock::Members(of.region));
+                Err(error.clone())
             }
             _ => return,
         };
-        self.locks.remove(&Lock::Name(procedure.table.name.clone()));
-        if let Some(statement) = self.statements.get_mut(&procedure.request) {
+        if procedure.state.moves().is_none() {
+            self.locks.remove(&Lock::Name(procedure.table.name.clone()));
+        }
+        let Some(request) = procedure.request else { return };
+        if let Some(statement) = self.statements.get_mut(&request) {
             statement.answer = Answer::Decided(decision);
         }
-        self.forget_old_statements(procedure.request);
+        self.forget_old_statements(request);
+    }
+
+    /// The members of a region have changed: the catalog says so from now on, and whatever goes on with the table asks the
+    /// replicas that there are.
+    fn replace(&mut self, table: TableId, Move { region, change }: &Move) -> TableDef {
+        self.locks.remove(&Lock::Members(*region));
+        let swap = |table: &mut TableDef| {
+            for def in table.regions.iter_mut().filter(|def| def.id == *region) {
+                def.replicas.remove(&change.leaves.0);
+                def.replicas.insert(change.joins.0, change.joins.1);
+            }
+        };
+        let mut through = Vec::new();
+        for other in self.procedures.values_mut().filter(|other| other.table.id == table) {
+            swap(&mut other.table);
+            // Nobody needs it any more; the move itself sees to it that it is never made.
+            if let ProcedureState::Published { open } = &mut other.state {
+                open.remove(&change.leaves.0);
+                through.extend(open.is_empty().then_some(other.id));
+            }
+        }
+        through.into_iter().for_each(|id| self.end(id));
+        let table = self.tables.get_mut(&table).expect("a drop ends the procedure first");
+        swap(table);
+        table.clone()
     }
 
     /// The procedure is over. Its statement has been decided before.
@@ -484,6 +631,10 @@ impl MetaState {
         let nodes = self.nodes().into_iter().flatten();
         let mut load: BTreeMap<NodeId, Load> = nodes.map(|node| (*node, Load::default())).collect();
         let coming = self.procedures.values().filter(|p| p.state.is_creating()).map(|procedure| &procedure.table);
+        let moving = self.procedures.values().filter(|p| !p.state.is_decided()).filter_map(|p| p.state.moves());
+        for Move { change, .. } in moving {
+            load.entry(change.joins.1).or_default().replicas += 1;
+        }
         for region in self.tables.values().chain(coming).flat_map(|table| &table.regions) {
             for (at, node) in region.replicas.values().enumerate() {
                 let load = load.entry(*node).or_default();
@@ -523,6 +674,12 @@ impl MetaState {
     }
 }
 
+/// Nodes as people write them.
+fn listed(nodes: impl IntoIterator<Item = NodeId>) -> String {
+    let nodes: Vec<String> = nodes.into_iter().map(|node| node.to_string()).collect();
+    nodes.join(", ")
+}
+
 /// What came of a statement when it was run.
 enum Started {
     /// Another procedure holds what it needs.
@@ -546,16 +703,35 @@ impl MetaState {
             assert_eq!(*id, procedure.id);
             assert!(procedure.state.open() > 0, "{procedure:?} has nothing to do");
             let of_rows = procedure.state.is_of_rows();
-            let lock = if of_rows { Lock::Rows } else { Lock::Table };
-            assert_eq!(locks.insert(lock(procedure.table.id), *id), None, "two at a time");
+            let lock = match (procedure.state.moves(), of_rows) {
+                (Some(of), _) => Some(Lock::Members(of.region)).filter(|_| !procedure.state.is_decided()),
+                (None, true) => Some(Lock::Rows(procedure.table.id)),
+                (None, false) => Some(Lock::Table(procedure.table.id)),
+            };
+            if let Some(lock) = lock {
+                assert_eq!(locks.insert(lock, *id), None, "two at a time");
+            }
+            if let Some(Move { region, change }) = procedure.state.moves() {
+                assert!(change.joins.0 < self.next.replica, "will be given out again");
+                let def = self.tables[&procedure.table.id].regions.iter().find(|def| def.id == *region).unwrap();
+                let nodes: BTreeSet<&NodeId> = def.replicas.values().collect();
+                assert_eq!(nodes.len(), def.replicas.len(), "two replicas of a region on one node");
+                if !procedure.state.is_decided() {
+                    let has = |(id, node): &(ReplicaId, NodeId)| def.replicas.get(id) == Some(node);
+                    assert!(has(&change.leaves) && !has(&change.joins), "the catalog is ahead of the region");
+                    assert_eq!(change.stay.len() + 1, def.replicas.len());
+                }
+            }
             if procedure.state.is_creating() {
                 locks.insert(Lock::Name(procedure.table.name.clone()), *id);
                 assert!(!self.names.contains_key(&procedure.table.name), "a name in use is being created");
             }
             if !procedure.state.is_decided() {
-                assert_eq!(self.answer(procedure.request), Some(&Answer::Running(*id)), "nobody will be answered");
+                let answer = procedure.request.map(|request| self.answer(request));
+                assert!(answer.is_none_or(|answer| answer == Some(&Answer::Running(*id))), "nobody will be answered");
             }
-            let is_visible = of_rows || matches!(procedure.state, ProcedureState::Published { .. });
+            let of_members = procedure.state.moves().is_some();
+            let is_visible = of_rows || of_members || matches!(procedure.state, ProcedureState::Published { .. });
             assert_eq!(self.tables.contains_key(&procedure.table.id), is_visible, "visible too early or too long");
         }
         assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");

@@ -7,20 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
-use openraft::{Instant as _, Raft, ReadPolicy, SnapshotPolicy};
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, Instant as _, Raft, ReadPolicy, SnapshotPolicy};
 use tokio::time::sleep;
 
 use super::machine::{Driver, Machine};
+use super::members::{self, Step};
 use super::network::{Network, Piece, Progress, Receiver, decode, encode};
 use super::stall::{Follower, Stall, heir};
 use super::store::Store;
-use super::types::{Membership, Proposal, Types, log_id, membership, raft_membership, raft_vote, vote};
+use super::types::{Membership, Proposal, Types, log_id, membership, raft_log_id, raft_membership, raft_vote, vote};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::event::{Event, Events};
 use crate::log::ReplicaLog;
 use crate::options::Options;
-use crate::server::message::RaftVerb;
+use crate::server::message::{RaftVerb, Replacement};
 use crate::server::router::Router;
 use crate::types::{LogId, NodeId, RegionId, ReplicaId};
 
@@ -47,6 +49,8 @@ pub struct Group {
     stall: Arc<Stall>,
     disk: Arc<dyn Disk>,
     events: Events,
+    /// A log that is behind by no more than that is as good as caught up.
+    batch: u64,
 }
 
 /// What a replica believes of its group.
@@ -74,6 +78,7 @@ impl Group {
         around: &Surroundings,
     ) -> Result<Group> {
         let Surroundings { disk, options, events, .. } = around;
+        let batch = options.raft_batch_entries;
         let config = openraft::Config {
             cluster_name: region.to_string(),
             heartbeat_interval: options.heartbeat_ms,
@@ -96,7 +101,7 @@ impl Group {
         let driver = Driver::new(machine.clone());
         let raft = Raft::new(replica.0, Arc::new(config), network, store, driver).await.map_err(fatal)?;
         let (receiver, disk, events) = (Receiver::default(), disk.clone(), events.clone());
-        Ok(Group { region, replica, raft, machine, receiver, stall, disk, events })
+        Ok(Group { region, replica, raft, machine, receiver, stall, disk, events, batch })
     }
 
     /// The group.
@@ -115,7 +120,7 @@ impl Group {
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotInMembers(err))) => {
-                Err(Error::invalid(crate::error::Invalid::Request, err.to_string()))
+                Err(Error::invalid(Invalid::Request, err.to_string()))
             }
             Err(RaftError::Fatal(err)) => Err(fatal(err)),
         }
@@ -178,6 +183,84 @@ impl Group {
         }
         self.events.emit(|| Event::TransferStarted { region, from, to });
         self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
+    }
+
+    /// Begins to send the log to the replica that joins. Only the leader can. Done when that is durable on a quorum and applied
+    /// here; fine if it was done before.
+    pub async fn add_learner(&self, change: &Replacement) -> Result<()> {
+        self.change(change, |membership, _| members::to_learner(membership, change)).await
+    }
+
+    /// Gives the vote of the replica that leaves to the one that joins, which must be a learner and not be behind (`Busy`). Only
+    /// the leader can; if it is the one that leaves, it hands over first. Done when that is durable on a quorum and applied here;
+    /// fine if it was done before.
+    pub async fn change_members(&self, change: &Replacement) -> Result<()> {
+        self.change(change, |membership, is_close| members::to_voter(membership, change, is_close)).await
+    }
+
+    /// Sends nothing any more to the replica that was to join. Only the leader can. Refused (`Invalid`) when it has a vote.
+    pub async fn remove_learner(&self, change: &Replacement) -> Result<()> {
+        self.change(change, |membership, _| members::to_nothing(membership, change)).await
+    }
+
+    /// Takes the step that `decide` makes of the membership as it is.
+    async fn change(&self, change: &Replacement, decide: impl FnOnce(&Membership, bool) -> Step) -> Result<()> {
+        if !self.raft.is_leader() {
+            return Err(Error::NotLeader { region: self.region, hint: self.standing().leader });
+        }
+        // Who has been deposed may know of older members than there are: what is said of them here must be so.
+        self.read_index().await?;
+        let standing = self.standing();
+        let seen = &standing.membership;
+        let busy = |what: String| Err(Error::Busy { what: format!("region {}: {what}", self.region) });
+        let (joins, node) = change.joins;
+        let changes = match decide(seen, self.is_close(joins, seen.log_id)) {
+            // It stands in the log here; it is so when it is committed.
+            Step::Done if standing.applied < seen.log_id => return busy("its members are being changed".into()),
+            Step::Done => return Ok(()),
+            Step::Behind => return busy(format!("replica {joins} is behind")),
+            Step::Refused => {
+                let message = format!("region {} has the members {seen:?}, which {change:?} is not of", self.region);
+                return Err(Error::invalid(Invalid::Mismatch, message));
+            }
+            Step::Add { strays } => {
+                let strays = strays.iter().map(|id| id.0).collect();
+                let learner = [(joins.0, node.0)].into();
+                ChangeMembers::Batch(vec![ChangeMembers::RemoveNodes(strays), ChangeMembers::AddNodes(learner)])
+            }
+            Step::Vote { voters } => {
+                // Who leaves would have to hand over in any case: the fewer moments without a leader.
+                if change.leaves.0 == self.replica
+                    && let Some(heir) = heir(&self.followers(), self.stall.patience())
+                {
+                    self.transfer(heir).await?;
+                    return busy(format!("leader {} hands over before it leaves", self.replica));
+                }
+                ChangeMembers::ReplaceAllVoters(voters.iter().map(|id| id.0).collect())
+            }
+            Step::Remove => ChangeMembers::RemoveNodes([joins.0].into()),
+        };
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: seen.log_id.map(raft_log_id) };
+        match self.raft.change_membership_if(changes, false, [unchanged]).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Err(self.not_leader(&to)),
+            // Another change was faster, or is not committed yet.
+            Err(RaftError::APIError(
+                err @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+            )) => busy(err.to_string()),
+            Err(RaftError::APIError(err)) => Err(Error::Unknown { message: err.to_string() }),
+            Err(RaftError::Fatal(err)) => {
+                Err(Error::Unknown { message: format!("replica {} stopped: {err}", self.replica) })
+            }
+        }
+    }
+
+    /// Whether the log of `replica`, which became a member by the entry `added` or before, is close behind this one.
+    fn is_close(&self, replica: ReplicaId, added: Option<LogId>) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.as_ref().and_then(|matched| matched.get(&replica.0)?.as_ref().map(log_id));
+        members::is_close(matched, metrics.last_log_index, added, self.batch)
     }
 
     /// Hands leadership over whenever this replica leads and its log does not get on: appends are not durable for longer than

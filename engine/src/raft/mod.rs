@@ -10,10 +10,13 @@
 //!   files reach further; the log is purged behind. Snapshots are streamed as files, never as bytes in memory.
 //! * A failed append is final for the instance: it stops, [`Group::died`] tells, the node opens it anew.
 //! * A leader whose log stalls hands over: openraft itself would lead on.
+//! * One replica at a time takes the place of another one: learner, joint, voter ([`Group::add_learner`],
+//!   [`Group::change_members`]). Each change is made of the membership that was looked at.
 //! * Reads are ReadIndex. Leases would need timers that do not drift, and are not used.
 
 mod group;
 mod machine;
+mod members;
 mod network;
 mod runtime;
 mod stall;

@@ -200,10 +200,12 @@ impl Region {
         self.id
     }
 
-    /// Whether the replica was made for this region of this table, which may have been altered since.
+    /// Whether the replica was made for this region of this table, which may have been altered since, and whose replicas may
+    /// be others by now.
     pub fn is_made_for(&self, region: RegionId, table: &TableDef) -> bool {
         let here = self.state.lock().expect("no panic holds the lock").table.clone();
-        let is_same = here.schema.version != table.schema.version || *here == *table;
+        let is_same = here.schema.version != table.schema.version
+            || TableDef { regions: table.regions.clone(), ..TableDef::clone(&here) } == *table;
         self.id == region && here.id == table.id && is_same
     }
 

@@ -1,6 +1,6 @@
 //! The messages between nodes. What a frame carries is [`Request`] or the `Result` of a [`Response`], by postcard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -146,6 +146,49 @@ pub enum Request {
         /// On whose behalf.
         by: ProcedureRef,
     },
+    /// Begin to send the log to the replica that joins, which has no vote yet: asked of the leader. Done when that is durable on
+    /// a quorum, and fine if it was done before, or if the replica votes already.
+    AddLearner {
+        /// The region.
+        region: RegionId,
+        /// Who joins.
+        change: Replacement,
+        /// On whose behalf.
+        by: ProcedureRef,
+    },
+    /// Give the vote of the replica that leaves to the one that joins: asked of the leader. Refused as `Busy` as long as the
+    /// latter is behind. Done when that is durable on a quorum, and fine if it was done before.
+    ChangeMembers {
+        /// The region.
+        region: RegionId,
+        /// Who joins, who leaves.
+        change: Replacement,
+        /// On whose behalf.
+        by: ProcedureRef,
+    },
+    /// Send nothing any more to the replica that was to join: asked of the leader. Refused as `Invalid` if it has a vote
+    /// already, or is about to get it: then there is no way back.
+    RemoveLearner {
+        /// The region.
+        region: RegionId,
+        /// Who does not join.
+        change: Replacement,
+        /// On whose behalf.
+        by: ProcedureRef,
+    },
+    /// Whether the node is there and its store is open.
+    Ping,
+}
+
+/// One replica of a region takes the place of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replacement {
+    /// Who leaves, and its node.
+    pub leaves: (ReplicaId, NodeId),
+    /// Who joins, and its node. A new id: what a replica of another name has promised does not bind it.
+    pub joins: (ReplicaId, NodeId),
+    /// The voters that stay.
+    pub stay: BTreeSet<ReplicaId>,
 }
 
 /// Who sent a command to a region: which step of which procedure, driven by meta's leader of which term. Tells a late
@@ -179,7 +222,8 @@ pub enum Response {
     Raft(Bytes),
     Write(WriteAnswer),
     Scan(ScanAnswer),
-    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`, `Pin`, `Unpin`.
+    /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`, `Pin`, `Unpin`,
+    /// `AddLearner`, `ChangeMembers`, `RemoveLearner`, `Ping`.
     Done,
     Pins(Vec<PinStatus>),
     Clock(Timestamp),
@@ -230,6 +274,10 @@ pub enum Kind {
     Pins = 22,
     Clock = 23,
     ReadIndex = 24,
+    AddLearner = 25,
+    ChangeMembers = 26,
+    RemoveLearner = 27,
+    Ping = 28,
 }
 
 impl Kind {
@@ -259,6 +307,10 @@ impl Kind {
         (Kind::Pins, "pins"),
         (Kind::Clock, "clock"),
         (Kind::ReadIndex, "read_index"),
+        (Kind::AddLearner, "add_learner"),
+        (Kind::ChangeMembers, "change_members"),
+        (Kind::RemoveLearner, "remove_learner"),
+        (Kind::Ping, "ping"),
     ];
 
     /// The kind that is written as `byte`.
@@ -300,6 +352,10 @@ impl Request {
             Request::Pins { .. } => Kind::Pins,
             Request::Clock => Kind::Clock,
             Request::ReadIndex { .. } => Kind::ReadIndex,
+            Request::AddLearner { .. } => Kind::AddLearner,
+            Request::ChangeMembers { .. } => Kind::ChangeMembers,
+            Request::RemoveLearner { .. } => Kind::RemoveLearner,
+            Request::Ping => Kind::Ping,
         }
     }
 

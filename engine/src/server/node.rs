@@ -323,6 +323,16 @@ impl Shared {
             Request::Transfer { region, to } => {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)
             }
+            Request::AddLearner { region, change, .. } => {
+                self.store()?.of_region(region)?.group.add_learner(&change).await.map(|()| Response::Done)
+            }
+            Request::ChangeMembers { region, change, .. } => {
+                self.store()?.of_region(region)?.group.change_members(&change).await.map(|()| Response::Done)
+            }
+            Request::RemoveLearner { region, change, .. } => {
+                self.store()?.of_region(region)?.group.remove_learner(&change).await.map(|()| Response::Done)
+            }
+            Request::Ping => self.store().map(|_| Response::Done),
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Meta(request) => self.store()?.meta(request, within).await.map(Response::Meta),

@@ -75,6 +75,17 @@ pub enum Statement {
         /// The table.
         table: String,
     },
+    /// `ADMIN MOVE REPLICA OF TABLE name REGION n FROM NODE n TO NODE n`
+    MoveReplica {
+        /// The table.
+        table: String,
+        /// The number of the region.
+        region: u32,
+        /// The node whose replica leaves.
+        from: NodeId,
+        /// The node that gets one.
+        to: NodeId,
+    },
 }
 
 /// What an administrator may ask for that happens by itself sooner or later.

@@ -352,40 +352,40 @@ fn alteration(parser: &mut Parser) -> Result<Written> {
     })
 }
 
-/// `FLUSH TABLE name`, `COMPACT TABLE name [STRICT WINDOW]`, `PIN TABLE name AS name`, `UNPIN TABLE name AS name` or
-/// `TRANSFER LEADER OF TABLE name REGION n TO NODE n`, behind ADMIN.
+/// Behind ADMIN: `FLUSH TABLE name`, `COMPACT TABLE name [STRICT WINDOW]`, `PIN TABLE name AS name`, `UNPIN TABLE name AS name`,
+/// `TRANSFER LEADER OF TABLE name REGION n TO NODE n` or
+/// `MOVE REPLICA OF TABLE name REGION n FROM NODE n TO NODE n`.
 fn admin(parser: &mut Parser) -> Result<Statement> {
     let verb = parser.next_token();
     let written = verb.token.to_string().to_uppercase();
-    if !["FLUSH", "COMPACT", "PIN", "UNPIN", "TRANSFER"].contains(&written.as_str()) {
-        return Err(expected("FLUSH, COMPACT, PIN or UNPIN TABLE, or TRANSFER LEADER, behind ADMIN", &verb));
+    match written.as_str() {
+        "FLUSH" | "COMPACT" | "PIN" | "UNPIN" => {}
+        "TRANSFER" => words(parser, &["LEADER", "OF"])?,
+        "MOVE" => {
+            words(parser, &["REPLICA", "OF"])?;
+            if parser.peek_token().token.to_string().eq_ignore_ascii_case("META") {
+                return Err(unsupported("MOVE REPLICA OF META", "meta has a replica on each node of the cluster"));
+            }
+        }
+        _ => return Err(expected("FLUSH, COMPACT, PIN or UNPIN TABLE, TRANSFER LEADER or MOVE REPLICA behind ADMIN", &verb)),
     }
-    if written == "TRANSFER" {
-        word(parser, "LEADER")?;
-        word(parser, "OF")?;
-    }
-    word(parser, "TABLE")?;
+    words(parser, &["TABLE"])?;
     let table = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
     let verb = match written.as_str() {
         "FLUSH" => AdminVerb::Flush,
         "COMPACT" => {
             let is_strict = matches!(parser.peek_token().token, Token::Word(_));
             if is_strict {
-                word(parser, "STRICT")?;
-                word(parser, "WINDOW")?;
+                words(parser, &["STRICT", "WINDOW"])?;
             }
             AdminVerb::Compact { is_strict }
         }
         "PIN" => AdminVerb::Pin { name: pin_name(parser)? },
         "UNPIN" => AdminVerb::Unpin { name: pin_name(parser)? },
+        "TRANSFER" => AdminVerb::Transfer { region: region(parser)?, to: node(parser, "TO")? },
         _ => {
-            word(parser, "REGION")?;
-            let at = parser.peek_token();
-            let region = parser.parse_literal_uint().map_err(syntax)?;
-            let region = u32::try_from(region).map_err(|_| expected("the number of a region", &at))?;
-            word(parser, "TO")?;
-            word(parser, "NODE")?;
-            AdminVerb::Transfer { region, to: NodeId(parser.parse_literal_uint().map_err(syntax)?) }
+            let (region, from, to) = (region(parser)?, node(parser, "FROM")?, node(parser, "TO")?);
+            return Ok(Statement::MoveReplica { table, region, from, to });
         }
     };
     Ok(Statement::Admin { verb, table })
@@ -395,6 +395,25 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
 fn pin_name(parser: &mut Parser) -> Result<String> {
     word(parser, "AS")?;
     parser.parse_identifier().map(|name| fold(&name)).map_err(syntax)
+}
+
+/// `REGION n`
+fn region(parser: &mut Parser) -> Result<u32> {
+    words(parser, &["REGION"])?;
+    let at = parser.peek_token();
+    let region = parser.parse_literal_uint().map_err(syntax)?;
+    u32::try_from(region).map_err(|_| expected("the number of a region", &at))
+}
+
+/// `FROM NODE n` or `TO NODE n`
+fn node(parser: &mut Parser, preposition: &str) -> Result<NodeId> {
+    words(parser, &[preposition, "NODE"])?;
+    parser.parse_literal_uint().map(NodeId).map_err(syntax)
+}
+
+/// Takes these words, keywords or not.
+fn words(parser: &mut Parser, expected_words: &[&str]) -> Result<()> {
+    expected_words.iter().try_for_each(|expected_word| word(parser, expected_word))
 }
 
 /// Takes the word `expected_word`, keyword or not.

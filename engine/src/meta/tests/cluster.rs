@@ -18,7 +18,7 @@ use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::meta::{Command, Group, Machine, Nodes, Runner, Service};
 use crate::options::Options;
 use crate::region::request::ReplicaStatus;
-use crate::server::message::{Request, Response};
+use crate::server::message::{Replacement, Request, Response};
 use crate::types::{NodeId, RegionId, ReplicaId, Sequence, SessionId, TableId};
 
 const LONG: Duration = Duration::from_secs(5);
@@ -240,6 +240,171 @@ async fn leaders_lost_at_any_step_of_an_undoing_leave_nothing() {
 }
 
 #[tokio::test]
+async fn a_replica_moves_step_by_step() {
+    let world = World::new(4, 1);
+    let table = world.created(2).await;
+    let (region, from, to) = free(&table, 1);
+    let MetaAnswer::Moved(moved) = world.move_replica(region, from, to, 2).await.unwrap() else { panic!() };
+    assert_eq!(world.ask(MetaRequest::Table { name: "flights".to_string() }).await.unwrap(), table_answer(&moved));
+    let nodes: BTreeSet<NodeId> = moved.regions[1].replicas.values().copied().collect();
+    assert!(nodes.contains(&to) && !nodes.contains(&from), "{nodes:?}");
+    assert_eq!(moved.regions[0], table.regions[0]);
+    world.rest().await;
+    let steps = world.lock().steps.split_off(5);
+    assert_eq!(
+        steps,
+        ["making", "joining", "switching", "leaving", "done"].map(|step| format!("p2 move_replica {step}"))
+    );
+    // A resent statement is answered, not run; a new one finds the region as it is.
+    assert_eq!(world.move_replica(region, from, to, 2).await.unwrap(), MetaAnswer::Moved(moved));
+    let err = world.move_replica(region, from, to, 3).await.unwrap_err();
+    assert_eq!(err.code(), "out_of_range");
+}
+
+#[tokio::test]
+async fn the_old_node_may_be_down_for_long() {
+    let world = World::new(5, 1);
+    let table = world.created(1).await;
+    let (region, from, to) = free(&table, 0);
+    world.down(from.0);
+    let MetaAnswer::Moved(table) = world.move_replica(region, from, to, 2).await.unwrap() else { panic!() };
+    // The next change of the region's members does not wait until the old replica is dropped.
+    let (_, next, _) = free(&table, 0);
+    let last =
+        (1..=5).map(NodeId).find(|node| *node != from && !table.regions[0].replicas.values().any(|at| at == node));
+    world.move_replica(region, next, last.unwrap(), 3).await.unwrap();
+    sleep(LONG).await;
+    assert_eq!(world.procedures(), 1, "nobody can have dropped it");
+    assert_eq!(world.lock().nodes[&from].replicas.len(), 1);
+    world.up(from.0);
+    world.rest().await;
+}
+
+#[tokio::test]
+async fn leaders_lost_at_any_step_of_a_move_leave_it_done_once() {
+    for loss in Loss::ALL {
+        for proposal in 1..=5 {
+            let world = World::new(4, proposal);
+            let table = world.created(1).await;
+            let (region, from, to) = free(&table, 0);
+            world.lock().faults = 100;
+            world.lock().lose = Some((proposal, loss));
+            let MetaAnswer::Moved(moved) = world.move_replica(region, from, to, 2).await.unwrap() else { panic!() };
+            world.rest().await;
+            assert_eq!(world.lock().lose, None, "{loss:?} of proposal {proposal} did not happen");
+            let tables = world.ask(MetaRequest::Tables).await.unwrap();
+            assert_eq!(tables, MetaAnswer::Tables(vec![moved]), "{loss:?} of proposal {proposal}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drop_does_not_wait_for_a_move() {
+    let world = World::new(4, 1);
+    let table = world.created(2).await;
+    let (region, from, to) = free(&table, 1);
+    world.down(to.0);
+    let moving = tokio::spawn({
+        let world = world.clone();
+        async move { world.move_replica(region, from, to, 2).await }
+    });
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.drop_table("flights", 3).await.unwrap(), MetaAnswer::Dropped(true));
+    assert_eq!(moving.await.unwrap().unwrap_err().code(), "unknown_table");
+    world.up(to.0);
+    world.rest().await;
+    assert_eq!(world.lock().nodes[&to].tombstones.len(), 2, "a late hand could still make the replica");
+}
+
+#[tokio::test]
+async fn a_node_that_refuses_the_replica_ends_the_move() {
+    let world = World::new(4, 1);
+    let table = world.created(1).await;
+    let (region, from, to) = free(&table, 0);
+    world.refuse(to.0, true);
+    let err = world.move_replica(region, from, to, 2).await.unwrap_err();
+    assert_eq!(err.code(), "mismatch");
+    world.rest().await;
+    world.refuse(to.0, false);
+    world.move_replica(region, from, to, 3).await.unwrap();
+    world.rest().await;
+}
+
+#[tokio::test]
+async fn replicas_of_a_dead_node_are_made_elsewhere_and_dropped_when_it_comes_back() {
+    let world = World::with_detector(5, 1, 1_000);
+    let MetaAnswer::Created(table) = world.create("flights", 6, 1).await.unwrap() else { panic!() };
+    world.rest().await;
+    let on =
+        |table: &TableDef, node| table.regions.iter().filter(|def| def.replicas.values().any(|at| *at == node)).count();
+    let before = on(&table, NodeId(2));
+    assert!(before > 2);
+    world.down(2);
+    sleep(Duration::from_millis(800)).await;
+    world.up(2);
+    sleep(Duration::from_millis(800)).await;
+    assert_eq!(world.lock().dead, [], "it was not silent for long enough");
+    world.down(2);
+    sleep(LONG).await;
+    let MetaAnswer::Tables(tables) = world.ask(MetaRequest::Tables).await.unwrap() else { panic!() };
+    assert_eq!(on(&tables[0], NodeId(2)), 0, "{tables:?}");
+    assert!((1..=5).filter(|node| *node != 2).all(|node| on(&tables[0], NodeId(node)) <= 5), "{tables:?}");
+    assert_eq!(world.lock().dead.first(), Some(&(NodeId(2), before as u64, 0)));
+    assert_eq!(world.lock().nodes[&NodeId(2)].replicas.len(), before, "nobody can have dropped them");
+    world.up(2);
+    world.rest().await;
+}
+
+#[tokio::test]
+async fn without_another_node_a_dead_one_is_only_spoken_of() {
+    let world = World::with_detector(3, 1, 1_000);
+    world.created(2).await;
+    world.down(2);
+    sleep(LONG).await;
+    assert_eq!(world.lock().dead, [(NodeId(2), 2, 2)]);
+    assert_eq!(world.procedures(), 0);
+    world.up(2);
+    world.rest().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_takes_nobody_for_dead() {
+    let world = World::with_detector(4, 1, 1_000);
+    world.created(2).await;
+    world.down(3);
+    world.down(4);
+    sleep(LONG).await;
+    assert_eq!(world.lock().dead, []);
+    world.up(3);
+    world.up(4);
+    sleep(LONG).await;
+    assert_eq!(world.lock().dead, []);
+    assert_eq!(world.procedures(), 0);
+}
+
+#[tokio::test]
+async fn a_move_onto_a_node_that_dies_is_given_up() {
+    for dies_at in ["making", "joining", "switching"] {
+        let world = World::with_detector(5, 1, 1_000);
+        let table = world.created(1).await;
+        let (region, from, to) = free(&table, 0);
+        world.lock().down_at = Some((dies_at.to_string(), to));
+        let err = world.move_replica(region, from, to, 2).await.unwrap_err();
+        assert_eq!(
+            err.to_string(),
+            format!("[request] node {to}, which was to get a replica, is dead"),
+            "at {dies_at}"
+        );
+        let other =
+            (1..=5).map(NodeId).find(|node| *node != to && !table.regions[0].replicas.values().any(|at| at == node));
+        world.lock().down_at = None;
+        world.move_replica(region, from, other.unwrap(), 3).await.unwrap();
+        world.up(to.0);
+        world.rest().await;
+    }
+}
+
+#[tokio::test]
 async fn a_replica_that_does_not_lead_answers_nothing() {
     let world = World::new(3, 1);
     let old = world.leader();
@@ -290,6 +455,13 @@ async fn a_runner_that_is_dropped_stops_at_once() {
     assert_eq!(world.lock().asked, asked, "something still calls nodes");
 }
 
+/// The region of that number, a node with a replica of it, and one without.
+fn free(table: &TableDef, number: u32) -> (u32, NodeId, NodeId) {
+    let taken: BTreeSet<NodeId> = table.regions[number as usize].replicas.values().copied().collect();
+    let to = (1..).map(NodeId).find(|node| !taken.contains(node)).unwrap();
+    (number, *taken.first().unwrap(), to)
+}
+
 fn create_request(name: &str, regions: u32, number: u64) -> MetaRequest {
     MetaRequest::CreateTable { table: table(name, regions), request: (SessionId(1), number) }
 }
@@ -322,6 +494,23 @@ struct Inner {
     random: u64,
     asked: u64,
     steps: Vec<String>,
+    /// Replicas that get a log and have no vote.
+    learners: BTreeSet<ReplicaId>,
+    /// Nodes that leaders took for dead: replicas there, and those without another place.
+    dead: Vec<(NodeId, u64, u64)>,
+    /// Silence after which a node is dead.
+    dead_ms: u64,
+}
+
+fn voters(change: &Replacement, after: bool) -> BTreeSet<ReplicaId> {
+    let (member, _) = if after { change.joins } else { change.leaves };
+    change.stay.iter().copied().chain([member]).collect()
+}
+
+impl Node {
+    fn has(&self, replica: ReplicaId) -> bool {
+        self.replicas.contains_key(&replica)
+    }
 }
 
 #[derive(Default)]
@@ -369,7 +558,13 @@ struct Leader {
 impl World {
     /// A bootstrapped cluster with an open session and a leader.
     fn new(nodes: u64, seed: u64) -> World {
+        World::with_detector(nodes, seed, 0)
+    }
+
+    /// Nodes that are silent for so long are dead.
+    fn with_detector(nodes: u64, seed: u64, dead_ms: u64) -> World {
         let world = World(Arc::default());
+        world.lock().dead_ms = dead_ms;
         world.lock().random = seed;
         world.lock().nodes = (1..=nodes).map(|node| (NodeId(node), Node::default())).collect();
         world.lock().log = vec![bootstrap(nodes).encode(), Command::OpenSession.encode()];
@@ -392,7 +587,9 @@ impl World {
         let term = inner.term;
         let group =
             Arc::new(FakeGroup { world: self.clone(), machine: machine.clone(), term, applied: Mutex::new(applied) });
-        let options = Options { rpc_timeout_ms: 50, retry_min_ms: 5, retry_max_ms: 40, ..Options::default() };
+        let node_dead_ms = inner.dead_ms;
+        let options =
+            Options { rpc_timeout_ms: 50, retry_min_ms: 5, retry_max_ms: 40, node_dead_ms, ..Options::default() };
         let events = Events::heard_by(NodeId(term), Arc::new(self.clone()));
         let service = Service::new(group.clone(), machine.clone(), events.clone(), &options);
         let runner = Runner::new(group, Arc::new(self.clone()), machine.clone(), events, &options);
@@ -422,6 +619,18 @@ impl World {
         self.ask(create_request(name, regions, number)).await
     }
 
+    /// The table `flights`, with all its replicas.
+    async fn created(&self, regions: u32) -> TableDef {
+        let MetaAnswer::Created(table) = self.create("flights", regions, 1).await.unwrap() else { panic!() };
+        self.rest().await;
+        table
+    }
+
+    async fn move_replica(&self, region: u32, from: NodeId, to: NodeId, number: u64) -> Result<MetaAnswer> {
+        let (name, request) = ("flights".to_string(), (SessionId(1), number));
+        self.ask(MetaRequest::MoveReplica { name, region, from, to, request }).await
+    }
+
     async fn drop_table(&self, name: &str, number: u64) -> Result<MetaAnswer> {
         self.ask(drop_request(name, number)).await
     }
@@ -446,6 +655,8 @@ impl World {
                     expected.entry(*node).or_default().insert(*replica, region.id);
                 }
                 assert!(self.leader_of(region.id).is_some(), "{} of a visible table has no leader", region.id);
+                let members = self.lock().members(region.id);
+                assert_eq!(members, region.replicas.keys().copied().collect(), "the members of {}", region.id);
             }
             for (node, is) in &self.lock().nodes {
                 assert_eq!(is.replicas, expected.remove(node).unwrap_or_default(), "on node {node}");
@@ -489,6 +700,15 @@ impl World {
             let leader = self.leader_of(region);
             return Ok(Response::Status(vec![status(region, at, leader)]));
         }
+        if let Request::AddLearner { region, .. }
+        | Request::ChangeMembers { region, .. }
+        | Request::RemoveLearner { region, .. } = &request
+        {
+            let (region, hint) = (*region, self.leader_of(*region));
+            if hint.is_none_or(|(_, leader)| leader != at) {
+                return Err(Error::NotLeader { region, hint });
+            }
+        }
         let mut inner = self.lock();
         let formed: Vec<_> = inner.nodes.values().flat_map(|node| node.formed.clone()).collect();
         let node = inner.nodes.get_mut(&at).unwrap();
@@ -500,7 +720,12 @@ impl World {
                 Err(Error::invalid(Invalid::Mismatch, format!("node {at} refuses")))
             }
             Request::CreateReplica { region, replica, table, .. } => {
-                assert!(table.regions.iter().any(|def| def.id == region && def.replicas.get(&replica) == Some(&at)));
+                // A replica of a move is in the catalog only when it has taken the place of another one.
+                let def = table.regions.iter().find(|def| def.id == region).expect("a region of the table");
+                let is_new = def.replicas.keys().all(|known| *known < replica);
+                assert!(
+                    def.replicas.get(&replica) == Some(&at) || is_new && !def.replicas.values().any(|node| *node == at)
+                );
                 node.replicas.insert(replica, region);
                 Ok(Response::Done)
             }
@@ -517,10 +742,16 @@ impl World {
             }
             Request::DropReplica { replica, region, .. } => {
                 node.tombstones.insert(replica);
-                node.replicas.remove(&replica);
-                node.formed.remove(&region);
+                let was_here = node.replicas.remove(&replica).is_some();
+                if was_here && !node.replicas.values().any(|other| *other == region) {
+                    node.formed.remove(&region);
+                }
                 Ok(Response::Done)
             }
+            Request::Ping => Ok(Response::Done),
+            Request::AddLearner { region, change, .. } => inner.learn(region, &change),
+            Request::ChangeMembers { region, change, .. } => inner.switch(region, &change),
+            Request::RemoveLearner { region, change, .. } => inner.unlearn(region, &change),
             other => panic!("meta does not ask {other:?}"),
         }
     }
@@ -586,8 +817,11 @@ impl Nodes for World {
 
 impl Listen for World {
     fn on_event(&self, _: NodeId, event: &Event) {
-        let Event::ProcedureStep { procedure, kind, step } = event else { return };
         let mut inner = self.lock();
+        if let Event::NodeDead { node, replicas, without_place, .. } = event {
+            inner.dead.push((*node, *replicas, *without_place));
+        }
+        let Event::ProcedureStep { procedure, kind, step } = event else { return };
         inner.steps.push(format!("p{procedure} {kind} {step}"));
         if let Some((at, node)) = inner.down_at.clone()
             && at == *step
@@ -598,6 +832,51 @@ impl Listen for World {
 }
 
 impl Inner {
+    /// What a region's leader does when it is asked to change the members: learner, voter, never two changes at once.
+    fn learn(&mut self, region: RegionId, change: &Replacement) -> Result<Response> {
+        let members = self.members(region);
+        if members == voters(change, false) {
+            assert!(self.nodes[&change.joins.1].has(change.joins.0), "it gets the log before it is made");
+            self.learners.insert(change.joins.0);
+        } else if members != voters(change, true) {
+            return Err(Error::invalid(Invalid::Mismatch, "other members"));
+        }
+        Ok(Response::Done)
+    }
+
+    fn switch(&mut self, region: RegionId, change: &Replacement) -> Result<Response> {
+        let members = self.members(region);
+        if members == voters(change, true) {
+            return Ok(Response::Done);
+        }
+        let (joins, node) = change.joins;
+        if members != voters(change, false) || !self.learners.contains(&joins) {
+            return Err(Error::invalid(Invalid::Mismatch, "other members, or no learner"));
+        }
+        if self.nodes[&node].is_down || !self.nodes[&node].has(joins) {
+            return Err(Error::Busy { what: "it is behind".to_string() });
+        }
+        for of in self.nodes.values_mut().filter_map(|node| node.formed.get_mut(&region)) {
+            *of = voters(change, true).into_iter().map(|id| (id, of.get(&id).copied().unwrap_or(node))).collect();
+        }
+        let members = self.nodes.values().find_map(|node| node.formed.get(&region)).cloned().unwrap_or_default();
+        self.nodes.get_mut(&node).unwrap().formed.insert(region, members);
+        Ok(Response::Done)
+    }
+
+    fn unlearn(&mut self, region: RegionId, change: &Replacement) -> Result<Response> {
+        if self.members(region) != voters(change, false) {
+            return Err(Error::invalid(Invalid::Mismatch, "it has its vote"));
+        }
+        self.learners.remove(&change.joins.0);
+        Ok(Response::Done)
+    }
+
+    fn members(&self, region: RegionId) -> BTreeSet<ReplicaId> {
+        let formed = self.nodes.values().find_map(|node| node.formed.get(&region));
+        formed.into_iter().flat_map(|members| members.keys().copied()).collect()
+    }
+
     /// The next number below `bound`: xorshift.
     fn draw(&mut self, bound: u64) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -38,6 +38,19 @@ enum Entry {
         version: u64,
         request: (u64, u64),
     },
+    /// Of the `region`-th region of the table.
+    Move {
+        name: u8,
+        region: u32,
+        from: u64,
+        to: u64,
+        request: (u64, u64),
+    },
+    Repair {
+        region: u32,
+        from: u64,
+        among: u16,
+    },
     /// Of the `which`-th procedure that ever was; the open things that `mask` has are done.
     Advance {
         which: usize,
@@ -66,6 +79,9 @@ fn entry() -> impl Strategy<Value = Entry> {
         2 => (0u8..3, request()).prop_map(|(name, request)| Entry::Truncate { name, request }),
         3 => (0u8..3, 1u64..4, request())
             .prop_map(|(name, version, request)| Entry::Alter { name, version, request }),
+        4 => (0u8..3, 0u32..2, 1u64..6, 1u64..6, request())
+            .prop_map(|(name, region, from, to, request)| Entry::Move { name, region, from, to, request }),
+        2 => (0u32..6, 1u64..5, any::<u16>()).prop_map(|(region, from, among)| Entry::Repair { region, from, among }),
         8 => (0usize..20, prop_oneof![9 => Just(0u32), 1 => 1u32..3], 1u64..4, any::<u16>(), prop::bool::weighted(0.1))
             .prop_map(|(which, behind, term, mask, refused)| Entry::Advance { which, behind, term, mask, refused }),
         3 => (0usize..50).prop_map(|which| Entry::Again { which }),
@@ -97,7 +113,8 @@ impl Model {
             Command::StartCreate { request, .. }
             | Command::StartDrop { request, .. }
             | Command::StartTruncate { request, .. }
-            | Command::StartAlter { request, .. } => Some(*request),
+            | Command::StartAlter { request, .. }
+            | Command::StartMove { request, .. } => Some(*request),
             _ => None,
         };
         match outcome {
@@ -107,7 +124,10 @@ impl Model {
             }
             Outcome::Started { procedure, .. } => {
                 let procedure = state.procedure(*procedure).unwrap();
-                assert_eq!(self.run.insert(request.unwrap(), procedure.id), None, "a statement was run twice");
+                assert_eq!(procedure.request, request);
+                if let Some(request) = request {
+                    assert_eq!(self.run.insert(request, procedure.id), None, "a statement was run twice");
+                }
                 assert!(self.procedures.last().is_none_or(|last| last.id < procedure.id), "a procedure id again");
                 if let ProcedureState::Prepared { open } = &procedure.state {
                     assert!(procedure.table.id > self.table, "a table id again");
@@ -119,6 +139,9 @@ impl Model {
                 {
                     assert_eq!(self.visible.get(&procedure.table.name), Some(&procedure.table.id));
                     assert_eq!(open.len(), procedure.table.regions.len());
+                } else if let Some(of) = procedure.state.moves() {
+                    assert!(of.change.joins.0 > self.replica, "a replica id again");
+                    self.replica = of.change.joins.0;
                 } else {
                     assert_eq!(self.visible.remove(&procedure.table.name), Some(procedure.table.id));
                 }
@@ -143,6 +166,17 @@ impl Model {
                             assert_eq!(self.visible.insert(table.name.clone(), table.id), None, "a name twice");
                         }
                         Step::Done | Step::Failed => assert!(state.procedure(procedure.id).is_none()),
+                        // Only now are the members others.
+                        Step::Leaving => {
+                            let of = procedure.state.moves().unwrap();
+                            let is_one = |state: &MetaState, id| {
+                                let mut regions = state.tables().flat_map(|table| &table.regions);
+                                regions.any(|def| def.id == of.region && def.replicas.contains_key(&id))
+                            };
+                            let (leaves, joins) = (of.change.leaves.0, of.change.joins.0);
+                            assert!(is_one(before, leaves) && !is_one(before, joins));
+                            assert!(!is_one(state, leaves) && is_one(state, joins));
+                        }
                         Step::Altering => panic!("it begins there"),
                         _ => {}
                     }
@@ -190,13 +224,28 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
             let of = (state.table(&name).map(|table| table.id).unwrap_or_default(), version);
             Command::StartAlter { name, of, alterations, request: request(by) }
         }
+        Entry::Move { name, region, from, to, request: by } => {
+            let (name, from, to) = (format!("table{name}"), NodeId(from), NodeId(to));
+            Command::StartMove { name, region, from, to, request: request(by) }
+        }
+        Entry::Repair { region, from, among } => {
+            let mut regions = state.tables().flat_map(|table| &table.regions).map(|def| def.id);
+            let among = (1..6).filter(|node| among & (1 << node) != 0).map(NodeId).collect();
+            Command::StartRepair { region: regions.nth(region as usize)?, from: NodeId(from), among }
+        }
         Entry::Advance { which, behind, term, mask, refused } => {
             let was = model.procedures.get(which % model.procedures.len().max(1))?;
             let now = state.procedure(was.id).unwrap_or(was);
             let done = |at: &(usize, Target)| mask & (1 << (at.0 % 16)) != 0;
             let targets = now.next(term, 0).into_iter().map(|action| action.target).enumerate().filter(done);
             let answers = targets.map(|(_, target)| (target, answer(now, target, refused)));
-            let progress = now.progress(answers)?;
+            let progress = match now.state {
+                // Its node is dead.
+                ProcedureState::Joining(_) | ProcedureState::Switching(_) if refused => {
+                    Progress::GivenUp(Error::invalid(Invalid::Request, "it is dead"))
+                }
+                _ => now.progress(answers)?,
+            };
             Command::Advance { procedure: now.id, from: now.step.checked_sub(behind)?, term, progress }
         }
     })
@@ -263,7 +312,7 @@ proptest! {
         }
 
         // At rest: whoever leads, with nodes that answer, every procedure ends within as many rounds as it has steps.
-        for _ in 0..4 {
+        for _ in 0..5 {
             let open: Vec<Procedure> = state.procedures().cloned().collect();
             for procedure in open {
                 let actions = procedure.next(9, 0);

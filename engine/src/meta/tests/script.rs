@@ -6,7 +6,9 @@
 //! - `drop NAME by=SESSION.STATEMENT [if_exists]`
 //! - `truncate NAME by=SESSION.STATEMENT`
 //! - `alter NAME version=N [table=ID] (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME) by=SESSION.STATEMENT`
-//! - `advance PROCEDURE (all | refused | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
+//! - `move NAME REGION from=NODE to=NODE by=SESSION.STATEMENT`
+//! - `repair REGION from=NODE among=N,N ..`, a region as `t1/0`
+//! - `advance PROCEDURE (all | refused | given_up | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
 //! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
 //! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
 //! - `show`: everything
@@ -19,9 +21,10 @@ use goldenscript::{ArgumentConsumer, Context};
 
 use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid};
+use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::{Answer, Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target};
-use crate::server::message::Request;
-use crate::types::{Alteration, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
+use crate::server::message::{Replacement, Request};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
 
 #[test]
 fn scripts() {
@@ -87,6 +90,21 @@ impl goldenscript::Runner for Script {
                 }
                 let request = request(&mut args)?;
                 self.apply(Command::StartAlter { name, of: (of, version), alterations, request })
+            }
+            "move" => {
+                let name = args.next_pos().ok_or("move a replica of what?")?.to_string();
+                let region = args.next_pos().ok_or("of which region?")?.parse()?;
+                let node = |number: Option<u64>| number.map(NodeId).ok_or("from=? to=?");
+                let (from, to) = (node(number(&mut args, "from")?)?, node(number(&mut args, "to")?)?);
+                let request = request(&mut args)?;
+                self.apply(Command::StartMove { name, region, from, to, request })
+            }
+            "repair" => {
+                let (table, region) = args.next_pos().and_then(|id| id.split_once('/')).ok_or("which region?")?;
+                let region = RegionId::new(TableId(table.trim_start_matches('t').parse()?), region.parse()?);
+                let from = NodeId(number(&mut args, "from")?.ok_or("from=?")?);
+                let among = args.take_key("among").ok_or("among=?")?.split(',').map(|node| node.parse().map(NodeId));
+                self.apply(Command::StartRepair { region, from, among: among.collect::<Result<_, _>>()? })
             }
             "advance" => {
                 let id = procedure(&mut args)?;
@@ -176,6 +194,9 @@ fn progress(known: Option<&Procedure>, done: &[&str]) -> Result<Progress, Box<dy
     if done == ["refused"] {
         return Ok(Progress::Refused(Error::invalid(Invalid::Mismatch, "node n2 refuses")));
     }
+    if done == ["given_up"] {
+        return Ok(Progress::GivenUp(Error::invalid(Invalid::Request, "node n4 is dead")));
+    }
     if done == ["all"] {
         let known = known.ok_or("it has ended: nothing is open")?;
         let (mut replicas, mut regions) = (BTreeSet::new(), BTreeSet::new());
@@ -199,8 +220,14 @@ fn progress(known: Option<&Procedure>, done: &[&str]) -> Result<Progress, Box<dy
 
 fn shown_request(request: &Request) -> String {
     match request {
-        Request::CreateReplica { region, replica, by, .. } => {
-            format!("create replica {replica} of {region} ({} step {} term {})", by.procedure, by.step, by.term)
+        Request::CreateReplica { region, replica, table, by } => {
+            // A log begins with the first version.
+            let version = table.schema.version;
+            let version = if version == 1 { String::new() } else { format!(" with version {version}") };
+            format!(
+                "create replica {replica} of {region}{version} ({} step {} term {})",
+                by.procedure, by.step, by.term
+            )
         }
         Request::DropReplica { region, replica, by } => {
             format!("drop replica {replica} of {region} ({} step {} term {})", by.procedure, by.step, by.term)
@@ -213,9 +240,24 @@ fn shown_request(request: &Request) -> String {
             let version = schema.version;
             format!("alter {region} to version {version} ({} step {} term {})", by.procedure, by.step, by.term)
         }
+        Request::AddLearner { region, change, by } => {
+            format!("add {} to {region} ({} step {} term {})", shown_change(change), by.procedure, by.step, by.term)
+        }
+        Request::ChangeMembers { region, change, by } => {
+            format!("vote of {region} to {} ({} step {} term {})", shown_change(change), by.procedure, by.step, by.term)
+        }
+        Request::RemoveLearner { region, change, by } => {
+            format!("do not add {} to {region} ({} step {})", shown_change(change), by.procedure, by.step)
+        }
         Request::Status { region: Some(region) } => format!("who leads {region}?"),
         other => format!("{other:?}"),
     }
+}
+
+fn shown_change(change: &Replacement) -> String {
+    let ((joins, to), (leaves, from)) = (change.joins, change.leaves);
+    let stay: Vec<String> = change.stay.iter().map(ToString::to_string).collect();
+    format!("{joins}@{to} for {leaves}@{from} beside {}", stay.join(" "))
 }
 
 fn shown_outcome(outcome: &Outcome) -> String {
@@ -245,8 +287,18 @@ fn shown_decision(decision: &Result<Decision, Error>) -> String {
             let columns: Vec<&str> = table.schema.columns().iter().map(|column| column.name.as_str()).collect();
             format!("altered {} to version {}: {}", table.id, table.schema.version, columns.join(" "))
         }
+        Ok(Decision::Moved(table)) => format!("moved: {}", places(table).join(", ")),
         Err(error) => format!("error: {error}"),
     }
+}
+
+/// Where the replicas of each region are.
+fn places(table: &TableDef) -> Vec<String> {
+    let place = |region: &RegionDef| {
+        let replicas: Vec<String> = region.replicas.iter().map(|(id, node)| format!("{id}@{node}")).collect();
+        format!("{}: {}", region.id, replicas.join(" "))
+    };
+    table.regions.iter().map(place).collect()
 }
 
 /// The state, one line a fact.
@@ -256,9 +308,8 @@ fn lines(state: &MetaState) -> Vec<String> {
         lines.push(format!("table {} {:?}", table.id, table.name));
     }
     for procedure in state.procedures() {
-        for region in &procedure.table.regions {
-            let replicas: Vec<String> = region.replicas.iter().map(|(id, node)| format!("{id}@{node}")).collect();
-            lines.push(format!("{} places {}: {}", procedure.id, region.id, replicas.join(" ")));
+        for place in places(&procedure.table) {
+            lines.push(format!("{} places {place}", procedure.id));
         }
         let at = procedure.state.step().name();
         lines.push(format!("{} {} {at}, {}", procedure.id, procedure.kind(), shown_open(&procedure.state)));
@@ -287,6 +338,13 @@ fn shown_open(state: &ProcedureState) -> String {
         }
         ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => {
             format!("open:{}", regions(open))
+        }
+        ProcedureState::Making(of)
+        | ProcedureState::Joining(of)
+        | ProcedureState::Switching(of)
+        | ProcedureState::Leaving(of) => format!("{}: {}", of.region, shown_change(&of.change)),
+        ProcedureState::Retracting { of, error } | ProcedureState::Withdrawing { of, error } => {
+            format!("{}: {}, {error}", of.region, shown_change(&of.change))
         }
     }
 }

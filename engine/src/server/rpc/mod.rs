@@ -76,6 +76,10 @@ impl Lane {
             | Kind::Clock
             | Kind::Status
             | Kind::ReadIndex
+            | Kind::AddLearner
+            | Kind::ChangeMembers
+            | Kind::RemoveLearner
+            | Kind::Ping
             | Kind::Meta => Lane::Request,
         }
     }
