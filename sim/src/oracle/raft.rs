@@ -2,7 +2,7 @@
 //!
 //! Checks: one leader a term; a replica's votes never contradict each other; terms in a log only grow and logs that
 //! agree on an entry agree on all before it; a new leader has every committed entry; what is committed is durable on a
-//! quorum of the membership in force at that entry, and never changes or goes away; entries are applied in order,
+//! quorum of the members (at that entry, or as its leader is changing them), and never changes or goes away; entries are applied in order,
 //! without a gap, only when committed; purged <= flushed <= applied <= committed.
 //!
 //! Does not check: that raft makes progress (liveness does), that reads are linearizable (the client oracle does), and
@@ -26,6 +26,8 @@ pub struct RaftOracle {
     groups: BTreeMap<ReplicaId, Group>,
     /// The first replica of its group that was seen: the key in `groups`.
     group_of: BTreeMap<ReplicaId, ReplicaId>,
+    /// The same by region.
+    first_of: BTreeMap<RegionId, ReplicaId>,
     evaluations: u64,
 }
 
@@ -94,7 +96,13 @@ impl Oracle for RaftOracle {
             Event::Committed { replica, upto } => self.committed(node, *replica, *upto),
             Event::BecameLeader { region, replica, term } => self.leads(*region, *replica, *term),
             Event::Applied { replica, log_id, .. } => self.applied(node, *replica, *log_id),
-            Event::ReplicaOpened { replica, flushed, .. } => self.opened(node, *replica, *flushed),
+            Event::ReplicaOpened { region, replica, flushed, .. } => {
+                // One that joins later is in no membership yet when it gets its first entries.
+                let first = *self.first_of.entry(*region).or_insert(*replica);
+                let first = *self.group_of.entry(first).or_insert(first);
+                self.group_of.entry(*replica).or_insert(first);
+                self.opened(node, *replica, *flushed)
+            }
             Event::FlushFinished { replica, upto, .. } => self.flushed(node, *replica, *upto),
             Event::SnapshotInstalled { replica, last, .. } => self.installed(node, *replica, *last),
             _ => Ok(()),
@@ -285,32 +293,47 @@ impl RaftOracle {
         Ok(())
     }
 
+    /// A change of members counts for its leader from the moment it stands in the log, for entries before it too: a quorum of
+    /// the membership at the entry will do, and one of the newest membership in the log of who says so, or leads.
     fn check_quorum(&mut self, id: ReplicaId, upto: LogId) -> Result<(), Violation> {
-        let group = self.group(id);
-        let voters = group.memberships.range(..=(upto.index, u64::MAX)).next_back();
-        let Some(voters) = voters.map(|(_, voters)| voters.clone()) else {
+        let first = *self.group_of.entry(id).or_insert(id);
+        let group = self.groups.entry(first).or_default();
+        // In another leader's log something else may have been there.
+        let newest = |replica: ReplicaId, last: u64| {
+            let log = self.replicas.get(&replica).map(|replica| &replica.log);
+            let is_there = |(index, term): &(u64, u64)| {
+                let here = log.and_then(|log| log.get(index)).map(|stored| stored.term);
+                here.or_else(|| group.committed.get(index).copied()) == Some(*term)
+            };
+            let mut known = group.memberships.range(..=(last, u64::MAX)).rev();
+            known.find(|(id, _)| is_there(id)).map(|(_, voters)| voters)
+        };
+        let Some(at_entry) = newest(id, upto.index) else {
             return violation("an entry is committed in a group without members", vec![format!("entry {upto}")]);
         };
-        for set in voters {
-            let has = |voter: &&ReplicaId| {
-                self.replicas.get(voter).is_some_and(|replica| {
-                    let stored = replica.log.get(&upto.index).is_some_and(|stored| stored.term == upto.term);
-                    let durable = replica.durable.is_some_and(|durable| durable.index >= upto.index);
-                    stored && durable || replica.flushed >= Some(upto)
-                })
-            };
-            let durable: Vec<_> = set.iter().filter(has).collect();
-            if durable.len() * 2 <= set.len() {
-                return violation(
-                    "an entry is committed without a durable quorum",
-                    vec![
-                        format!("entry {upto} is taken for committed by replica {id}"),
-                        format!("of the voters {set:?} only {durable:?} have it durably"),
-                    ],
-                );
-            }
+        let has = |voter: &&ReplicaId| {
+            self.replicas.get(voter).is_some_and(|replica| {
+                let stored = replica.log.get(&upto.index).is_some_and(|stored| stored.term == upto.term);
+                let durable = replica.durable.is_some_and(|durable| durable.index >= upto.index);
+                stored && durable || replica.flushed >= Some(upto)
+            })
+        };
+        let lacks = |set: &&Vec<ReplicaId>| set.iter().filter(has).count() * 2 <= set.len();
+        let leader = group.leaders.last_key_value().map_or(id, |(_, leader)| *leader);
+        let later = [id, leader].into_iter().filter_map(|replica| newest(replica, u64::MAX));
+        match at_entry.iter().find(lacks) {
+            Some(set) if !later.into_iter().any(|voters| voters.iter().find(lacks).is_none()) => violation(
+                "an entry is committed without a durable quorum",
+                vec![
+                    format!("entry {upto} is taken for committed by replica {id}"),
+                    format!(
+                        "of the voters {set:?} only {:?} have it durably",
+                        set.iter().filter(has).collect::<Vec<_>>()
+                    ),
+                ],
+            ),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn leads(&mut self, region: RegionId, id: ReplicaId, term: u64) -> Result<(), Violation> {
@@ -474,6 +497,15 @@ mod tests {
             self.hear(event).unwrap();
         }
 
+        /// These make the entry durable, and A takes it for committed.
+        fn commit(&mut self, replicas: &[ReplicaId], entry: LogId) -> Result<(), String> {
+            for replica in replicas.iter().copied() {
+                self.append(replica, entry).unwrap();
+                self.fine(Event::Durable { replica, upto: entry });
+            }
+            self.hear(Event::Committed { replica: A, upto: entry })
+        }
+
         fn append(&mut self, replica: ReplicaId, entry: LogId) -> Result<(), String> {
             self.hear(Event::Appended { replica, entries: vec![(entry, entry.index * 7)] })
         }
@@ -512,6 +544,37 @@ mod tests {
         watched.fine(Event::Committed { replica: A, upto: id(1, 1) });
         let err = watched.hear(Event::Truncated { replica: B, last: Some(id(0, 0)) });
         assert_eq!(err.unwrap_err(), "a committed entry was truncated");
+    }
+
+    #[test]
+    fn while_members_change_commit_needs_both_quorums_and_afterwards_the_new_one() {
+        const D: ReplicaId = ReplicaId(4);
+        let mut watched = Watched::formed();
+        let opened = |region, replica| Event::ReplicaOpened {
+            region,
+            replica,
+            flushed: None,
+            flushed_sequence: engine::types::Sequence(0),
+        };
+        let region = RegionId::new(engine::types::TableId(1), 0);
+        watched.fine(opened(region, A));
+        watched.fine(opened(region, D));
+        watched.commit(&[D], id(0, 0)).unwrap();
+        let joint =
+            Event::MembershipEffective { replica: A, log_id: id(1, 1), voters: vec![vec![A, B, C], vec![A, B, D]] };
+        watched.fine(joint);
+        assert_eq!(watched.commit(&[A, C], id(1, 1)).unwrap_err(), "an entry is committed without a durable quorum");
+        watched.commit(&[D], id(1, 1)).unwrap();
+        // A change in the log of somebody who led once is not in force.
+        watched.fine(Event::MembershipEffective { replica: C, log_id: id(1, 2), voters: vec![vec![C]] });
+        assert_eq!(watched.commit(&[A, D], id(2, 2)).unwrap_err(), "an entry is committed without a durable quorum");
+        // The next change counts from the moment it stands in the leader's log, for what is before it too.
+        watched.fine(Event::MembershipEffective { replica: A, log_id: id(2, 3), voters: vec![vec![A, B, D]] });
+        watched.append(A, id(2, 3)).unwrap();
+        watched.commit(&[], id(2, 2)).unwrap();
+        watched.fine(Event::Durable { replica: A, upto: id(2, 3) });
+        assert_eq!(watched.commit(&[], id(2, 3)).unwrap_err(), "an entry is committed without a durable quorum");
+        watched.commit(&[D], id(2, 3)).unwrap();
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::event::{Event, Listen};
 use engine::meta::catalog::TableDef;
-use engine::meta::{Command, MetaState};
+use engine::meta::{Command, MetaState, Outcome, Step};
 use engine::types::{NodeId, RegionId, ReplicaId};
 use tokio::sync::{mpsc, watch};
 
@@ -88,6 +88,8 @@ pub struct State {
     oracles: Vec<Box<dyn Oracle>>,
     leaders: BTreeMap<RegionId, (u64, ReplicaId)>,
     replicas: BTreeMap<ReplicaId, (RegionId, NodeId)>,
+    /// Where replicas were made, those too that are not in the catalog yet.
+    places: BTreeMap<ReplicaId, NodeId>,
     tables: BTreeMap<u32, String>,
     /// The catalog, by the same entries as on the nodes: names and places are known when they are decided.
     meta: MetaState,
@@ -136,6 +138,7 @@ impl Hub {
             replicas: (1..=u64::from(plan.cluster.nodes))
                 .map(|node| (ReplicaId(node), (RegionId::META, NodeId(node))))
                 .collect(),
+            places: BTreeMap::new(),
             tables: BTreeMap::new(),
             meta: MetaState::new(),
             meta_applied: None,
@@ -258,6 +261,7 @@ impl State {
                 let newest = self.leaders.entry(*region).or_default();
                 *newest = (*term, *replica).max(*newest);
             }
+            Event::ReplicaCreated { replica, .. } => drop(self.places.insert(*replica, node)),
             Event::WriteProposed { region, rows, .. } => *self.pending.entry(*region).or_default() += rows,
             Event::WriteAnswered { region, rows, .. } => {
                 let pending = self.pending.entry(*region).or_default();
@@ -313,12 +317,24 @@ impl State {
         }
         self.meta_applied = Some(log_id.index);
         let Ok(command) = Command::decode(command) else { return };
-        self.meta.apply(command);
+        if let Outcome::Advanced { reached } = self.meta.apply(command)
+            && reached.contains(&Step::Leaving)
+        {
+            self.moved();
+        }
         let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
         for table in tables {
             if !self.tables.contains_key(&table.id.0) {
                 self.learn(&table);
             }
+        }
+    }
+
+    /// A replica has taken the place of another one.
+    fn moved(&mut self) {
+        for def in self.meta.tables().flat_map(|table| &table.regions) {
+            self.replicas.retain(|_, (region, _)| *region != def.id);
+            self.replicas.extend(def.replicas.iter().map(|(replica, node)| (*replica, (def.id, *node))));
         }
     }
 
@@ -371,7 +387,7 @@ impl State {
 
     /// Where a replica lives.
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.replicas.get(&replica).map(|(_, node)| *node)
+        self.replicas.get(&replica).map(|(_, node)| *node).or_else(|| self.places.get(&replica).copied())
     }
 
     /// The replicas of a region and their nodes, by node.

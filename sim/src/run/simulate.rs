@@ -190,7 +190,11 @@ impl Run {
         let deadline = now() + bound;
         loop {
             self.hub.state().asks_for_convergence();
-            let Some(why) = watch::apart(cluster, &self.hub, &regions).await else { break };
+            let apart = match watch::apart(cluster, &self.hub, &regions).await {
+                None => watch::stray(cluster, &self.hub).await,
+                apart => apart,
+            };
+            let Some(why) = apart else { break };
             if now() > deadline {
                 let what = format!("not converged {} s after the faults were lifted: {why}", bound.as_secs());
                 // Where that is excused, what there is can still be judged.

@@ -149,6 +149,24 @@ async fn compare_at(
     }
 }
 
+/// A replica on a node that is none of its region's any more, and that nobody has dropped.
+pub async fn stray(cluster: &Cluster, hub: &Hub) -> Option<String> {
+    for node in cluster.ids() {
+        let Ok(Response::Status(statuses)) = cluster.ask(node, Request::Status { region: None }, LOOK).await else {
+            return Some(format!("{node} does not say what it has"));
+        };
+        for status in statuses {
+            if !hub.state().replicas_of(status.region).contains(&(node, status.replica)) {
+                return Some(format!(
+                    "replica {} of {} is on {node}, and is not in the catalog",
+                    status.replica, status.region
+                ));
+            }
+        }
+    }
+    None
+}
+
 /// Whether every replica of `regions` runs, has applied the same entry and knows the same leader. Else: who does not.
 pub async fn apart(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) -> Option<String> {
     for region in regions {
