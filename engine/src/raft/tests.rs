@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Events, Listen};
 use crate::log::Log;
 use crate::options::Options;
-use crate::server::message::{Request, Response};
+use crate::server::message::{Replacement, Request, Response};
 use crate::server::router::{Remote, Router};
 use crate::types::{LogId, NodeId, RegionId, ReplicaId};
 
@@ -77,28 +77,44 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Cluster {
         let world = Arc::new(World::default());
-        let mut disks = BTreeMap::new();
         let ids = [1, 2, 3].map(ReplicaId);
+        let mut cluster = Cluster { world, disks: BTreeMap::new() };
         for id in ids {
-            let node = NodeId(id.0);
-            let disk = MemoryDisk::default();
-            let around = Surroundings {
-                router: Arc::new(Router::of_client(world.clone())),
-                disk: Arc::new(disk.clone()),
-                options: Arc::new(Options::default()),
-                events: Events::heard_by(node, world.clone()),
-            };
-            let log = Log::open(around.disk.clone(), "log", &around.options, around.events.clone()).await.unwrap();
-            let group = Group::open(RegionId::META, id, log.replica(id), Arc::new(Nothing), &around).await.unwrap();
-            let group = Arc::new(group);
-            world.groups.lock().unwrap().insert(id, group.clone());
-            tokio::spawn(async move { group.hand_over_when_stalled().await });
-            disks.insert(id, disk);
+            cluster.open(id).await;
         }
-        let cluster = Cluster { world, disks };
         let members = ids.iter().map(|id| (*id, NodeId(id.0))).collect();
         cluster.group(ids[0]).initialize(&members).await.unwrap();
         cluster
+    }
+
+    /// Makes a replica that is in no group yet, on the node of its number.
+    async fn open(&mut self, id: ReplicaId) {
+        let disk = MemoryDisk::default();
+        let around = Surroundings {
+            router: Arc::new(Router::of_client(self.world.clone())),
+            disk: Arc::new(disk.clone()),
+            options: Arc::new(Options::default()),
+            events: Events::heard_by(NodeId(id.0), self.world.clone()),
+        };
+        let log = Log::open(around.disk.clone(), "log", &around.options, around.events.clone()).await.unwrap();
+        let group = Group::open(RegionId::META, id, log.replica(id), Arc::new(Nothing), &around).await.unwrap();
+        let group = Arc::new(group);
+        self.world.groups.lock().unwrap().insert(id, group.clone());
+        tokio::spawn(async move { group.hand_over_when_stalled().await });
+        self.disks.insert(id, disk);
+    }
+
+    /// Asks whoever leads until it is done, or refused for good.
+    async fn change(&self, ask: impl AsyncFn(Arc<Group>) -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let leader = self.leader(None).await;
+            match ask(self.group(leader)).await {
+                Err(err) if err.is_retryable() => assert!(start.elapsed() < Duration::from_secs(60), "{err}"),
+                done => return done,
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn group(&self, id: ReplicaId) -> Arc<Group> {
@@ -163,4 +179,43 @@ async fn a_leader_with_a_slow_log_leads_on() {
     }
     assert_eq!(cluster.happened(|event| matches!(event, Event::LogStalled { .. } | Event::TransferStarted { .. })), 0);
     assert!(cluster.group(leader).standing().is_leader);
+}
+
+#[tokio::test]
+async fn a_replica_takes_the_place_of_the_leader_step_by_step() {
+    let mut cluster = Cluster::start().await;
+    let old = cluster.leader(None).await;
+    cluster.group(old).propose("before".into()).await.unwrap();
+    let new = ReplicaId(4);
+    cluster.open(new).await;
+    let stay = cluster.disks.keys().copied().filter(|id| ![old, new].contains(id)).collect();
+    let change = Replacement { leaves: (old, NodeId(old.0)), joins: (new, NodeId(4)), stay };
+
+    let err = cluster.change(async |group| group.change_members(&change).await).await.unwrap_err();
+    assert_eq!(err.code(), "mismatch", "it gets no log yet: {err}");
+    for _ in 0..2 {
+        cluster.change(async |group| group.add_learner(&change).await).await.unwrap();
+    }
+    // There is a way back, as long as it has no vote.
+    cluster.change(async |group| group.remove_learner(&change).await).await.unwrap();
+    cluster.change(async |group| group.remove_learner(&change).await).await.unwrap();
+    cluster.change(async |group| group.add_learner(&change).await).await.unwrap();
+    for _ in 0..2 {
+        cluster.change(async |group| group.change_members(&change).await).await.unwrap();
+    }
+    assert_eq!(cluster.happened(|event| matches!(event, Event::TransferStarted { from, .. } if *from == old)), 1);
+    let leader = cluster.leader(None).await;
+    assert_ne!(leader, old, "it hands over before it leaves");
+    let standing = cluster.group(leader).standing();
+    let voters = change.stay.iter().copied().chain([new]).collect();
+    assert_eq!(standing.membership.voters, [voters]);
+    assert!(!standing.membership.replicas.contains_key(&old));
+    let err = cluster.change(async |group| group.remove_learner(&change).await).await.unwrap_err();
+    assert_eq!(err.code(), "mismatch", "it has its vote: {err}");
+
+    // The one that has left holds up nobody, the one that has joined counts.
+    let lost = *change.stay.iter().find(|id| **id != leader).unwrap();
+    cluster.world.groups.lock().unwrap().retain(|id, _| ![old, lost].contains(id));
+    cluster.group(leader).propose("after".into()).await.unwrap();
+    assert_eq!(cluster.group(new).standing().membership.voters.len(), 1);
 }
