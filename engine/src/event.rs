@@ -73,6 +73,7 @@ impl Event {
             SnapshotSending,
             SnapshotInstalled,
             ReplicaCreated,
+            ReplicaDropping,
             ReplicaDropped,
             ReplicaReopening,
             LogStalled,
@@ -330,6 +331,13 @@ events! {
     /// A replica was made on this node.
     ReplicaCreated {
         /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+    }
+    /// A replica goes from this node: it is written down that it must not come back, and its log is forgotten next.
+    ReplicaDropping {
+        /// The group; unknown when a drop is finished that was begun before a start.
         region: RegionId,
         /// The replica.
         replica: ReplicaId,

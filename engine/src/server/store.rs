@@ -434,15 +434,16 @@ impl Store {
     }
 
     async fn finish_drop(&self, replica: ReplicaId, region: Option<RegionId>) -> Result<()> {
+        let told = region.unwrap_or_default();
         if self.log.replicas().contains(&replica) {
+            self.around.events.emit(|| Event::ReplicaDropping { region: told, replica });
             self.log.replica(replica).forget().await?;
         }
         let folder = folder(replica);
         let removed = remove_tree(self.around.disk.as_ref(), &folder).await;
         if removed.map_err(|err| Error::io(&err, format!("remove {folder}")))? {
             self.around.disk.sync_dir(REPLICAS).await.map_err(|err| Error::io(&err, format!("sync {REPLICAS}")))?;
-            let region = region.unwrap_or_default();
-            self.around.events.emit(|| Event::ReplicaDropped { region, replica });
+            self.around.events.emit(|| Event::ReplicaDropped { region: told, replica });
         }
         Ok(())
     }

@@ -6,8 +6,8 @@
 //! verifies; after collection no other file is left; the log starts no later than behind the flushed entry; when a byte
 //! of the log changes that was durable before its last batch, the log says so and does not take it for a torn tail.
 //!
-//! Does not check: what the files' rows are (the replica oracle scans them when they are in use), and nodes that were
-//! told to forget a replica at that very moment.
+//! Does not check: what the files' rows are (the replica oracle scans them when they are in use), and replicas that are being
+//! dropped, once it is durable that they must not come back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,7 +72,8 @@ impl DiskImageOracle {
                 // The log before a snapshot may be dropped as a whole.
                 promise.durable = None;
             }
-            Event::ReplicaDropped { replica, .. } => {
+            // From here on nothing of it need be there, and at last nothing may.
+            Event::ReplicaDropping { replica, .. } | Event::ReplicaDropped { replica, .. } => {
                 replicas.remove(replica);
             }
             _ => {}
