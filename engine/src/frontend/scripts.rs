@@ -231,6 +231,7 @@ scripts! {
     queries
     retries
     sessions
+    settings
     system
     truncate
     types

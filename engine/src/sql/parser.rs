@@ -367,7 +367,12 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
                 return Err(unsupported("MOVE REPLICA OF META", "meta has a replica on each node of the cluster"));
             }
         }
-        _ => return Err(expected("FLUSH, COMPACT, PIN or UNPIN TABLE, TRANSFER LEADER or MOVE REPLICA behind ADMIN", &verb)),
+        _ => {
+            return Err(expected(
+                "FLUSH, COMPACT, PIN or UNPIN TABLE, TRANSFER LEADER or MOVE REPLICA behind ADMIN",
+                &verb,
+            ));
+        }
     }
     words(parser, &["TABLE"])?;
     let table = written_table(&parser.parse_object_name(false).map_err(syntax)?)?;
