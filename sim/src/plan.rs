@@ -16,7 +16,7 @@ use crate::scenario::fault::{
 use crate::scenario::period::{Offset, Period};
 use crate::scenario::position::{Problem, Problems, toml_problems};
 use crate::scenario::target::{Region, Target};
-use crate::scenario::{Action, Cluster, Expect, Rule, Scenario, Step, Storm, Until, Wait, WorkloadKind};
+use crate::scenario::{Action, Cluster, DrawnRule, Expect, Rule, Scenario, Step, Storm, Until, Wait, WorkloadKind};
 
 /// What one seed of one scenario does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Plan {
     pub cluster: Cluster,
     /// What must be true.
     pub expect: Expect,
+    /// The cell of the scenario's matrix, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<String>,
     /// What is done, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
@@ -96,6 +99,7 @@ impl PlannedFault {
 impl Plan {
     /// Makes every choice of `scenario` for `seed`.
     pub fn resolve(scenario: &Scenario, seed: u64) -> Plan {
+        let (scenario, cell) = scenario.of_seed(seed);
         // What clients write is the scenario's; only when and what goes wrong is the seed's. So a result is one for all.
         let data = Draws::new(0);
         let workloads = scenario.workloads.iter().map(|workload| PlannedWorkload {
@@ -112,6 +116,10 @@ impl Plan {
         let mut faults: Vec<PlannedFault> =
             scenario.storms.iter().flat_map(|storm| storm_faults(storm, scenario.cluster.nodes, &draws)).collect();
         faults.sort_by(|a, b| (a.at, &a.name).cmp(&(b.at, &b.name)));
+        let rules = scenario.rules.iter().map(|DrawnRule { rule, nth_most }| {
+            let nth = draws.range(format_args!("{}/nth", rule.name), rule.nth..nth_most + 1);
+            Rule { nth, ..rule.clone() }
+        });
         Plan {
             scenario: scenario.name.clone(),
             title: scenario.title.clone(),
@@ -121,7 +129,8 @@ impl Plan {
             cluster: scenario.cluster.clone(),
             expect: scenario.expect.clone(),
             steps: scenario.steps.clone(),
-            rules: scenario.rules.clone(),
+            cell: cell.map(str::to_string),
+            rules: rules.collect(),
             workloads: workloads.collect(),
             faults,
         }
@@ -138,9 +147,8 @@ impl Plan {
 
     /// Reads what [`Plan::to_toml`] printed, maybe edited since.
     pub fn read(text: &str, shown: &str) -> Result<Plan, Problems> {
-        let plan: Plan = toml::from_str(text).map_err(|err| toml_problems(shown, text, &err))?;
-        plan.check()
-            .map_err(|message| Problems(vec![Problem { path: shown.to_string(), line: 1, column: 1, message }]))?;
+        let plan: Plan = toml::from_str(text).map_err(|err| toml_problems(shown, text, &[], &err))?;
+        plan.check().map_err(|message| Problems(vec![Problem::of_file(shown, message)]))?;
         Ok(plan)
     }
 
@@ -326,9 +334,8 @@ fn storm_fault(kind: StormKind, target: Target, nodes: u32, name: &str, draws: &
 /// Reads the plan at `path`.
 pub fn read(path: &Path) -> Result<Plan, Problems> {
     let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|err| {
-        Problems(vec![Problem { path: shown.clone(), line: 1, column: 1, message: format!("cannot be read: {err}") }])
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|err| Problems(vec![Problem::of_file(&shown, format!("cannot be read: {err}"))]))?;
     Plan::read(&text, &shown)
 }
 

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{Ended, Failure, project, say};
 use crate::plan::Plan;
 use crate::run::outcome::Outcome;
+use crate::scenario::Scenario;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -19,9 +20,10 @@ impl Check {
         let project = project()?;
         let files = project.select(&self.scenarios).map_err(Failure::usage)?;
         let scenarios = project.read(&files).map_err(Failure::usage)?;
-        for scenario in &scenarios {
+        let cells = |scenario: &Scenario| (1..=scenario.cells.len().max(1) as u64).collect::<Vec<_>>();
+        for (scenario, seed) in scenarios.iter().flat_map(|one| cells(one).into_iter().map(move |seed| (one, seed))) {
             // A plan that cannot be printed and read again could not be replayed.
-            let plan = Plan::resolve(scenario, 1);
+            let plan = Plan::resolve(scenario, seed);
             let again = plan.to_toml().and_then(|text| Plan::read(&text, "plan.toml").map_err(|err| err.to_string()));
             if again.map_err(|err| Failure::harness(format!("{}: {err}", scenario.name)))? != plan {
                 return Err(Failure::harness(format!("{}: its plan is not what is read again", scenario.name)));

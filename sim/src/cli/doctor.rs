@@ -114,6 +114,7 @@ impl Doctor {
             let report = self.diagnose(&sweep, scenario, *seed, &of_case, elsewhere.path().to_path_buf(), &stop)?;
             let failed = report.outcome != Outcome::Pass;
             let done = Done {
+                cell: scenario.of_seed(*seed).1.map(str::to_string),
                 scenario: scenario.name.clone(),
                 file: sweep.source(scenario),
                 seed: *seed,

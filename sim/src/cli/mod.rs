@@ -251,6 +251,7 @@ impl Format {
             let screen = FailureScreen {
                 scenario: &done.scenario,
                 seed: done.seed,
+                cell: done.cell.as_deref(),
                 report: &done.report,
                 directory: kept.as_deref(),
                 replay: &done.replay,

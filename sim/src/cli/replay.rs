@@ -121,6 +121,7 @@ impl Replay {
             scenario: subject.plan.scenario.clone(),
             file: subject.source.clone(),
             seed: subject.plan.seed,
+            cell: subject.plan.cell.clone(),
             report,
             directory: Some(kept.strip_prefix(&project.root).map(Path::to_path_buf).unwrap_or_else(|_| kept.clone())),
             replay: subject.command.clone(),

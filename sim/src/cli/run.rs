@@ -70,7 +70,7 @@ impl Run {
         let deadline = self.time.map(|time| started + Duration::from_millis(time.ms));
         let cases = seeds::cases(&choice.seeds, self.shard, self.time.is_some());
         let cases = cases.take_while(move |_| deadline.is_none_or(|deadline| Instant::now() < deadline));
-        let mut summary = Summary::default();
+        let mut summary = Summary::of(&scenarios);
         let mut by_scenario: BTreeMap<String, BTreeMap<Outcome, u64>> = BTreeMap::new();
         let mut progress = Progress::new(total, format.is_quiet());
         let mut said = Ok(());

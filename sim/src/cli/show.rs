@@ -49,6 +49,7 @@ impl Show {
                 let screen = FailureScreen {
                     scenario: &last.scenario,
                     seed: last.seed,
+                    cell: last.cell.as_deref(),
                     report: &last.report,
                     directory: Some(&shown),
                     replay: &last.command,

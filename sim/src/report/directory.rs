@@ -44,6 +44,9 @@ pub struct Repro {
     pub plan: String,
     /// The seed.
     pub seed: u64,
+    /// The cell of the scenario's matrix, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<String>,
     /// What the fingerprint belongs to.
     pub build: String,
     /// The commit.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::run::outcome::Outcome;
 use crate::run::report::SeedReport;
+use crate::scenario::Scenario;
 
 /// One seed that is over.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Done {
     pub file: String,
     /// The seed.
     pub seed: u64,
+    /// The cell of the scenario's matrix, if it has one.
+    pub cell: Option<String>,
     /// What came of it, judged.
     pub report: SeedReport,
     /// Where its files are, if they were kept.
@@ -32,6 +35,8 @@ pub struct Summary {
     pub seeds: u64,
     /// Seeds by outcome.
     pub outcomes: BTreeMap<Outcome, u64>,
+    /// By scenario with a matrix and by cell: seeds by outcome. Cells that no seed ran are there.
+    pub cells: BTreeMap<String, BTreeMap<String, BTreeMap<Outcome, u64>>>,
     /// Situations reached.
     pub marks: BTreeMap<String, u64>,
     /// Evaluations by oracle.
@@ -74,6 +79,8 @@ struct SeedLine<'a> {
     v: u32,
     r#type: &'static str,
     scenario: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cell: Option<&'a str>,
     seed: u64,
     outcome: Outcome,
     fingerprint: &'a str,
@@ -101,6 +108,8 @@ struct SummaryLine<'a> {
     r#type: &'static str,
     seeds: u64,
     outcomes: &'a BTreeMap<Outcome, u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    cells: &'a BTreeMap<String, BTreeMap<String, BTreeMap<Outcome, u64>>>,
     marks: &'a BTreeMap<String, u64>,
     oracles: &'a BTreeMap<String, u64>,
     effects: &'a BTreeMap<String, u64>,
@@ -124,6 +133,7 @@ impl Done {
             v: 1,
             r#type: "seed",
             scenario: &self.scenario,
+            cell: self.cell.as_deref(),
             seed: self.seed,
             outcome: report.outcome,
             fingerprint: &report.fingerprint,
@@ -138,11 +148,22 @@ impl Done {
 }
 
 impl Summary {
+    /// Nothing yet, of a sweep over `scenarios`.
+    pub fn of(scenarios: &[Scenario]) -> Summary {
+        let named = |(name, _): &(String, Scenario)| (name.clone(), BTreeMap::new());
+        let cells = |scenario: &Scenario| (scenario.name.clone(), scenario.cells.iter().map(named).collect());
+        let cells = scenarios.iter().filter(|scenario| !scenario.cells.is_empty()).map(cells).collect();
+        Summary { cells, ..Summary::default() }
+    }
+
     /// Adds a seed.
     pub fn add(&mut self, done: Done) {
         let report = &done.report;
         self.seeds += 1;
         *self.outcomes.entry(report.outcome).or_default() += 1;
+        if let (Some(cells), Some(cell)) = (self.cells.get_mut(&done.scenario), &done.cell) {
+            *cells.entry(cell.clone()).or_default().entry(report.outcome).or_default() += 1;
+        }
         let sums = [
             (&mut self.marks, &report.marks),
             (&mut self.oracles, &report.oracles),
@@ -197,6 +218,7 @@ impl Summary {
             r#type: "summary",
             seeds: self.seeds,
             outcomes: &self.outcomes,
+            cells: &self.cells,
             marks: &self.marks,
             oracles: &self.oracles,
             effects: &self.effects,
@@ -239,6 +261,9 @@ impl Summary {
                 _ => format!("exempted: {oracle} in {needed} of {seeds} seeds of {scenario} ({reason})"),
             });
         }
+        for (scenario, cells) in &self.cells {
+            lines.extend(cell_lines(scenario, cells));
+        }
         // Only a sweep that reaches some can be blamed for not reaching others.
         if self.marks.values().any(|count| *count > 0) {
             let never = self.marks.iter().filter(|(_, count)| **count == 0);
@@ -249,6 +274,28 @@ impl Summary {
         }
         lines
     }
+}
+
+/// Cells that are listed one by one; of more only those that did not pass.
+const LISTED_CELLS: usize = 24;
+
+fn cell_lines(scenario: &str, cells: &BTreeMap<String, BTreeMap<Outcome, u64>>) -> Vec<String> {
+    let seeds = |outcomes: &BTreeMap<Outcome, u64>| outcomes.values().sum::<u64>();
+    let ran = cells.values().filter(|outcomes| seeds(outcomes) > 0).count();
+    let (least, most) = (cells.values().map(seeds).min().unwrap_or(0), cells.values().map(seeds).max().unwrap_or(0));
+    let each = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    let mut lines = vec![format!("cells of {scenario}: {ran} of {} ran, seeds of each: {each}", cells.len())];
+    // A sweep that cannot have run all is not blamed for those that it did not.
+    let could = cells.values().map(seeds).sum::<u64>() >= cells.len() as u64;
+    let is_listed = |outcomes: &BTreeMap<Outcome, u64>| {
+        let passed = outcomes.get(&Outcome::Pass).copied().unwrap_or(0);
+        passed < seeds(outcomes) || (could && (cells.len() <= LISTED_CELLS || seeds(outcomes) == 0))
+    };
+    for (cell, outcomes) in cells.iter().filter(|(_, outcomes)| is_listed(outcomes)) {
+        let told = if outcomes.is_empty() { "never ran".to_string() } else { super::text::outcomes(outcomes) };
+        lines.push(format!("  {cell}: {told}"));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -269,6 +316,7 @@ mod tests {
             scenario: "x".into(),
             file: "scenarios/x.toml".into(),
             seed,
+            cell: None,
             report,
             directory: (outcome != Outcome::Pass).then(|| PathBuf::from("target/sim/1/x@3")),
             replay: format!("cargo sim replay x --seed {seed}"),
@@ -298,6 +346,31 @@ mod tests {
              \"oracles\":{\"raft\":20},\"effects\":{\"crashes\":4},\"virtual_ms\":3000,\"cpu_ms\":40,\"build\":\"b\",\
              \"command\":\"sim run\"}"
         );
+    }
+
+    #[test]
+    fn cells_are_counted_and_those_that_failed_or_never_ran_are_told() {
+        let cells = |count: usize| (0..count).map(|at| (format!("cell {at:02}"), BTreeMap::new())).collect();
+        let mut summary = Summary { cells: BTreeMap::from([("x".into(), cells(30))]), ..Summary::default() };
+        let mut add = |seed: u64, outcome| {
+            summary.add(Done { cell: Some(format!("cell {:02}", seed % 30)), ..done(seed, outcome, "s") });
+            summary.lines(1).into_iter().filter(|line| line.contains("cell")).collect::<Vec<_>>()
+        };
+        assert_eq!(add(1, Outcome::Pass), ["cells of x: 1 of 30 ran, seeds of each: 0 to 1"]);
+        let mut lines = add(2, Outcome::Vacuous);
+        assert_eq!(lines[1..], ["  cell 02: 1 vacuous"]);
+        for seed in 3..=31 {
+            lines = add(seed, Outcome::Pass);
+        }
+        assert_eq!(lines, ["cells of x: 30 of 30 ran, seeds of each: 1 to 2", "  cell 02: 1 vacuous"]);
+        let json = summary.json("b", "c").unwrap();
+        assert!(json.contains("\"cells\":{\"x\":{\"cell 00\":{\"pass\":1},\"cell 01\":{\"pass\":2},"), "{json}");
+        let mut few = Summary { cells: BTreeMap::from([("x".into(), cells(2))]), ..Summary::default() };
+        for seed in [0, 30, 60] {
+            few.add(Done { cell: Some("cell 00".into()), ..done(seed, Outcome::Pass, "") });
+        }
+        let lines: Vec<String> = few.lines(1).into_iter().filter(|line| line.starts_with("  cell")).collect();
+        assert_eq!(lines, ["  cell 00: 3 pass", "  cell 01: never ran"]);
     }
 
     #[test]

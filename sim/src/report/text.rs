@@ -83,6 +83,8 @@ pub struct FailureScreen<'a> {
     pub scenario: &'a str,
     /// The seed.
     pub seed: u64,
+    /// The cell of the scenario's matrix, if it has one.
+    pub cell: Option<&'a str>,
     /// What is known.
     pub report: &'a SeedReport,
     /// Where its files are.
@@ -99,6 +101,7 @@ impl FailureScreen<'_> {
         let report = self.report;
         let failure = report.failure.clone().unwrap_or_default();
         let mut head = vec![format!("FAILED {} with seed {}: {}", self.scenario, self.seed, report.outcome)];
+        head.extend(self.cell.map(|cell| format!("  cell        {cell}")));
         head.push(format!("  signature   {}", report.signature));
         let at = failure.at_ms.or((report.virtual_ms > 0).then_some(report.virtual_ms));
         if let Some(ms) = at {
@@ -219,6 +222,7 @@ mod tests {
             let screen = FailureScreen {
                 scenario: "x",
                 seed: 5,
+                cell: None,
                 report: &report,
                 directory: Some("target/sim/1/x@5"),
                 replay: "cargo sim replay x --seed 5",
@@ -247,7 +251,15 @@ mod tests {
     #[test]
     fn github_gets_one_line() {
         let report = SeedReport::failed(Outcome::Panic, "panic: a: 100%", "two\nlines");
-        let screen = FailureScreen { scenario: "x", seed: 5, report: &report, directory: None, replay: "r", alike: 1 };
+        let screen = FailureScreen {
+            scenario: "x",
+            seed: 5,
+            cell: None,
+            report: &report,
+            directory: None,
+            replay: "r",
+            alike: 1,
+        };
         let line = github("x", "scenarios/x.toml", &screen);
         assert_eq!(line.lines().count(), 1);
         assert!(line.starts_with("::error file=scenarios/x.toml,title=panic in x with seed 5::FAILED"), "{line}");

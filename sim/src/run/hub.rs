@@ -22,10 +22,11 @@ use crate::oracle::{
 };
 use crate::plan::Plan;
 use crate::scenario::condition::Condition;
+use crate::scenario::durable::Seen;
 use crate::scenario::fault::Fault;
 use crate::scenario::happened::{Role, Tally};
 use crate::scenario::target::{Region, Regions};
-use crate::scenario::{Each, Rule};
+use crate::scenario::{Each, Rule, Trigger};
 use crate::trace::Trace;
 
 /// Lines of what happened last that a failure shows.
@@ -205,6 +206,23 @@ impl Hub {
         self.0.pulse.send_modify(|count| *count += 1);
     }
 
+    /// Whether a rule waits for a durable step: else nobody needs to tell of them.
+    pub fn waits_for_durable_steps(&self) -> bool {
+        self.state().rules.iter().any(|armed| matches!(armed.rule.on, Trigger::Durable(_)))
+    }
+
+    /// A durable step on the disk of `node`: what the rules want done that waited for it. Whoever calls sees to it, for a
+    /// node that is to die at a step must not go on.
+    pub fn durable(&self, node: NodeId, seen: &Seen) -> Vec<Strike> {
+        self.state().step(node, seen)
+    }
+
+    /// Has `strike` carried out beside what happens now.
+    pub fn carry_out(&self, strike: Strike) {
+        // The run may be over already.
+        let _ = self.0.strikes.send(strike);
+    }
+
     /// A node lost its processes, and with `power` what its disk had not synced.
     pub fn lost(&self, node: NodeId, power: bool) {
         let mut state = self.state();
@@ -239,10 +257,7 @@ impl Listen for Hub {
         let payload = postcard::to_allocvec(event).expect("every event has an encoding");
         self.0.trace.event(at, node.0, event.name(), &payload, format_args!("{}", Line(event)));
         let strikes = self.state().hear(at, node, event);
-        for strike in strikes {
-            // The run may be over already.
-            let _ = self.0.strikes.send(strike);
-        }
+        strikes.into_iter().for_each(|strike| self.carry_out(strike));
         if let Event::VersionSwapped { region, .. } = event {
             let _ = self.0.swaps.send((node, *region));
         }
@@ -301,6 +316,22 @@ impl State {
         strikes
     }
 
+    fn step(&mut self, node: NodeId, seen: &Seen) -> Vec<Strike> {
+        let region = seen.replica.and_then(|replica| self.replicas.get(&replica)).map(|(region, _)| *region);
+        let table = |id: u32| self.tables.get(&id).cloned();
+        let met = self.rules.iter_mut().filter_map(|armed| match &armed.rule.on {
+            Trigger::Durable(durable) if durable.matches(node, seen, region, &table) => {
+                armed.count(node, region, &table)
+            }
+            _ => None,
+        });
+        let mut strikes: Vec<Strike> = met.collect();
+        for strike in &mut strikes {
+            strike.seen = self.hit(strike.it);
+        }
+        strikes
+    }
+
     fn learn(&mut self, table: &TableDef) {
         self.tables.insert(table.id.0, table.name.clone());
         for region in &table.regions {
@@ -322,6 +353,14 @@ impl State {
         {
             self.moved();
         }
+        // Of a table that was dropped, or never made, nothing is left to look at once its procedure is over.
+        let is_there = |region: &RegionId| {
+            let id = region.table();
+            let is_its = |table: &TableDef| table.id == id;
+            let made = self.meta.procedures().any(|procedure| is_its(&procedure.table));
+            *region == RegionId::META || made || self.meta.tables().any(is_its)
+        };
+        self.replicas.retain(|_, (region, _)| is_there(region));
         let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
         for table in tables {
             if !self.tables.contains_key(&table.id.0) {
@@ -482,7 +521,7 @@ impl State {
             let met: u64 = armed.met.values().sum();
             format!(
                 "rule \"{}\" never struck: {} met {met} times, wanted the {}th",
-                armed.rule.name, armed.rule.event, armed.rule.nth
+                armed.rule.name, armed.rule.on, armed.rule.nth
             )
         })
         .collect()
@@ -541,10 +580,21 @@ impl State {
 
 impl Armed {
     fn hear(&mut self, node: NodeId, event: &Event, table: &dyn Fn(u32) -> Option<String>) -> Option<Strike> {
-        if !self.rule.event.matches(node, event, table, None) {
-            return None;
+        match &self.rule.on {
+            Trigger::Event(condition) if condition.matches(node, event, table, None) => {
+                self.count(node, event.region(), table)
+            }
+            _ => None,
         }
-        let region = event.region();
+    }
+
+    /// What it waits for has happened on `node`, in `region` if it is of one.
+    fn count(
+        &mut self,
+        node: NodeId,
+        region: Option<RegionId>,
+        table: &dyn Fn(u32) -> Option<String>,
+    ) -> Option<Strike> {
         let it = It { node: Some(node), region };
         let by = match &self.rule.each {
             None => It::default(),

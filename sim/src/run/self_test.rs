@@ -115,6 +115,7 @@ pub(super) fn setup(test: SelfTest, seed: u64) -> Setup {
     let happened = if test == SelfTest::Vacuous { vec![power_loss] } else { Vec::new() };
     let expect = Expect { result: Vec::new(), holds: Vec::new(), happened, exempt: Vec::new(), outcome: Outcome::Pass };
     let plan = Plan {
+        cell: None,
         scenario: "self_test".to_string(),
         title: "the harness is tried".to_string(),
         seed,

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::report::{Checkpoint, Failure, ResultRows, SeedReport};
 use super::self_test::{SelfTest, misbehave};
 use super::steps::{Failed, Steps, check};
-use super::strike::Striker;
+use super::strike::{Striker, rule_label};
 use super::{watch, workload};
 use crate::cluster::Cluster;
 use crate::draw::Draws;
@@ -186,11 +186,11 @@ impl Run {
             outcome: Outcome::Liveness,
             what: format!("the catalog cannot be read after the faults are over: {err}"),
         })?;
-        let regions: Vec<RegionId> = self.hub.state().regions(&Regions::All);
+        let everything = || -> Vec<RegionId> { self.hub.state().regions(&Regions::All) };
         let deadline = now() + bound;
         loop {
             self.hub.state().asks_for_convergence();
-            let apart = match watch::apart(cluster, &self.hub, &regions).await {
+            let apart = match watch::apart(cluster, &self.hub, &everything()).await {
                 None => watch::stray(cluster, &self.hub).await,
                 apart => apart,
             };
@@ -208,7 +208,7 @@ impl Run {
         if let Some((node, stop)) = cluster.stopped().first() {
             return Err(Failed { outcome: Outcome::Safety, what: format!("{node} stopped by itself: {stop}") });
         }
-        for region in &regions {
+        for region in &everything() {
             let replicas = self.hub.state().replicas_of(*region);
             for (node, _) in replicas {
                 watch::compare(cluster, &self.hub, node, *region).await;
@@ -291,11 +291,6 @@ impl Run {
         }
         report
     }
-}
-
-/// What the faults of a rule are accounted by.
-fn rule_label(rule: &str) -> String {
-    format!("the rule \"{rule}\"")
 }
 
 /// The run itself finds that it does not end.

@@ -9,13 +9,14 @@ use engine::server::message::{Kind, Request};
 use engine::types::{NodeId, RegionId};
 use tokio::sync::mpsc;
 
-use super::hub::{Hub, It};
+use super::hub::{Hub, It, Strike};
 use super::report::Effect as Did;
 use crate::cluster::{CLIENTS, Cluster};
 use crate::disk::{Class, Effect, Failure, Fate, Moment, Op, Rule, RuleId, SimDisk, Site};
 use crate::draw::Draws;
 use crate::net::{Frame, FrameFate, Obstacle};
 use crate::plan::PlannedFault;
+use crate::scenario::durable::Seen;
 use crate::scenario::fault::{Direction, DiskEffect, DiskFault, DiskOp, Fault, FileClass, Side};
 use crate::scenario::target::{Region, Target};
 
@@ -26,8 +27,19 @@ pub struct Striker {
     hub: Hub,
     draws: Draws,
     shared: Arc<Mutex<Shared>>,
-    /// Nodes that died at an operation of their disks: which start of it, and whether the power went.
-    deaths: mpsc::UnboundedSender<(NodeId, u64, bool)>,
+    /// Nodes that died at an operation of a disk.
+    deaths: mpsc::UnboundedSender<Dead>,
+}
+
+/// A node that is to be killed, because of an operation of a disk.
+struct Dead {
+    node: NodeId,
+    /// Which start of it.
+    incarnation: u64,
+    /// Whether the power went.
+    power: bool,
+    /// When it comes back.
+    back: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -44,6 +56,11 @@ struct Shared {
     calm: bool,
     effects: BTreeMap<Did, u64>,
     accounts: BTreeMap<String, Account>,
+}
+
+/// What the faults of a rule are accounted by.
+pub fn rule_label(rule: &str) -> String {
+    format!("the rule \"{rule}\"")
 }
 
 /// What came of one fault that the scenario declares (by a step, a rule, a kind of a storm), over all its strikes.
@@ -97,18 +114,22 @@ impl Striker {
         striker.cluster.net().on_frame(Some(Arc::new(move |frame| cutter.fate(frame))));
         let undertaker = striker.clone();
         madsim::task::spawn(async move {
-            while let Some((node, incarnation, power)) = died.recv().await {
+            while let Some(Dead { node, incarnation, power, back }) = died.recv().await {
                 // Something else may have ended it meanwhile.
                 if undertaker.cluster.disk(node).incarnation() != incarnation {
                     continue;
                 }
                 undertaker.kill(node, power).await;
-                // What dies at an operation comes back by itself: the scenario is about what it finds.
-                undertaker.later(Duration::from_millis(100), vec![node], |striker, node| {
-                    striker.cluster.boot(node);
-                });
+                if let Some(back) = back {
+                    undertaker.later(back, vec![node], |striker, node| {
+                        striker.cluster.boot(node);
+                    });
+                }
             }
         });
+        if striker.hub.waits_for_durable_steps() {
+            striker.cluster.ids().into_iter().for_each(|node| striker.watch(node));
+        }
         striker
     }
 
@@ -120,24 +141,27 @@ impl Striker {
     /// Carries out `fault`; whether it hit anybody. `name` is the rule's or the plan's and names the draws; `label` is the
     /// account that it is on.
     pub async fn strike(&self, name: &str, label: &str, fault: &Fault, it: It) -> bool {
-        {
-            let mut shared = self.shared();
-            if shared.calm {
-                return false;
-            }
-            if !fault.is_an_end() {
-                let account = shared.accounts.entry(label.to_string()).or_default();
-                account.struck += 1;
-                if account.fault.is_empty() {
-                    account.fault = fault.to_string();
-                }
-            }
+        if !self.open_account(label, fault) {
+            return false;
         }
         let struck = self.carry_out(name, label, fault, it).await;
         let text =
             if struck { format!("fault {name}: {fault}") } else { format!("fault {name}: {fault}: nobody to hit") };
         self.hub.note("fault", &text);
         struck
+    }
+
+    /// A strike is on the account of `label`; false: no fault strikes any more.
+    fn open_account(&self, label: &str, fault: &Fault) -> bool {
+        let mut shared = self.shared();
+        if !shared.calm && !fault.is_an_end() {
+            let account = shared.accounts.entry(label.to_string()).or_default();
+            account.struck += 1;
+            if account.fault.is_empty() {
+                account.fault = fault.to_string();
+            }
+        }
+        !shared.calm
     }
 
     async fn carry_out(&self, name: &str, label: &str, fault: &Fault, it: It) -> bool {
@@ -352,6 +376,11 @@ impl Striker {
     /// The process dies exactly before or after the n-th such operation from now on. Several may be aimed at one disk.
     fn aim(&self, node: NodeId, aim: Aim) {
         self.shared().aims.entry(node).or_default().push(aim);
+        self.watch(node);
+    }
+
+    /// Is asked about every operation of the node's disk.
+    fn watch(&self, node: NodeId) {
         let striker = self.clone();
         self.cluster.disk(node).on_op(Arc::new(move |site| striker.at_operation(node, site)));
     }
@@ -367,11 +396,52 @@ impl Striker {
             }
             aims.extract_if(.., |aim| aim.met == aim.nth).collect()
         };
-        let Some(first) = hit.first() else { return Fate::Live };
         hit.iter().for_each(|aim| self.credit(&aim.label, 1));
+        let mut fate = Fate::Live;
+        if let Some(first) = hit.first() {
+            // What dies at an operation comes back by itself: the scenario is about what it finds.
+            self.dies(node, first.power, Some(Duration::from_millis(100)));
+            fate = Fate::Die;
+        }
+        let strikes = Seen::of(site).map(|seen| self.hub.durable(node, &seen)).unwrap_or_default();
+        for strike in strikes {
+            if self.strike_now(strike).contains(&node) {
+                fate = Fate::Die;
+            }
+        }
+        fate
+    }
+
+    /// A rule has met its durable step: who is to die of it is dead from this moment on. All else is carried out beside.
+    fn strike_now(&self, strike: Strike) -> Vec<NodeId> {
+        let (Fault::PowerLoss(death) | Fault::Crash(death), true) = (&strike.fault, strike.after.is_zero()) else {
+            self.hub.carry_out(strike);
+            return Vec::new();
+        };
+        let label = rule_label(&strike.rule);
+        if !self.open_account(&label, &strike.fault) {
+            return Vec::new();
+        }
+        let mut nodes = self.nodes(&strike.rule, &death.target, strike.it);
+        nodes.retain(|node| self.cluster.is_up(*node));
+        if nodes.is_empty() {
+            self.hub.state().missed(&strike);
+            return nodes;
+        }
+        for node in &nodes {
+            self.credit(&label, 1);
+            let power = matches!(strike.fault, Fault::PowerLoss(_));
+            self.dies(*node, power, death.restart_after.map(|after| after.duration()));
+        }
+        self.hub.note("fault", &format!("fault {}: {}", strike.rule, strike.fault));
+        self.hub.state().story.fault(&strike.rule, strike.fault.to_string(), strike.seen);
+        nodes
+    }
+
+    fn dies(&self, node: NodeId, power: bool, back: Option<Duration>) {
+        let incarnation = self.cluster.disk(node).incarnation();
         // The run may be over already.
-        let _ = self.deaths.send((node, self.cluster.disk(node).incarnation(), first.power));
-        Fate::Die
+        let _ = self.deaths.send(Dead { node, incarnation, power, back });
     }
 
     /// What becomes of a frame.

@@ -129,6 +129,7 @@ impl Sweep<'_> {
             source: source.to_string(),
             plan: PLAN.to_string(),
             seed: plan.seed,
+            cell: plan.cell.clone(),
             build: self.build.clone(),
             commit: self.commit.clone(),
             command: command.to_string(),
@@ -215,6 +216,7 @@ impl Sweep<'_> {
             scenario: scenario.name.clone(),
             file: self.source(scenario),
             seed,
+            cell: scenario.of_seed(seed).1.map(str::to_string),
             report,
             directory: directory
                 .map(|path| path.strip_prefix(&self.project.root).map(Path::to_path_buf).unwrap_or(path)),

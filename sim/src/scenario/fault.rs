@@ -168,6 +168,8 @@ macro_rules! words {
     )*};
 }
 
+pub(super) use words;
+
 words! {
     /// Which way nothing passes.
     Direction("a direction") {

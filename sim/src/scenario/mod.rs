@@ -5,8 +5,10 @@
 
 pub mod condition;
 mod decode;
+pub mod durable;
 pub mod fault;
 pub mod happened;
+mod matrix;
 pub mod period;
 pub mod position;
 mod raw;
@@ -22,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::run::outcome::Outcome;
 use condition::Condition;
+use durable::Durable;
 use fault::{Fault, StormKind};
 use happened::Happened;
 use period::Period;
@@ -49,13 +52,26 @@ pub struct Scenario {
     /// What is done, in order; each step waits for the one before.
     pub steps: Vec<Step>,
     /// What is done at events.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<DrawnRule>,
     /// Clients beside the steps.
     pub workloads: Vec<Workload>,
     /// Random faults.
     pub storms: Vec<Storm>,
     /// What must be true.
     pub expect: Expect,
+    /// With a matrix: the scenario of each cell, with the name of the cell; what is said above is the first one's.
+    pub cells: Vec<(String, Scenario)>,
+}
+
+impl Scenario {
+    /// What a seed runs: this scenario, or one of its cells, with the cell's name. Cells take turns.
+    pub fn of_seed(&self, seed: u64) -> (&Scenario, Option<&str>) {
+        let turn = seed % (self.cells.len() as u64).max(1);
+        match self.cells.get(turn as usize) {
+            Some((name, cell)) => (cell, Some(name)),
+            None => (self, None),
+        }
+    }
 }
 
 /// The nodes of a scenario.
@@ -193,6 +209,15 @@ pub enum Until {
     Fired(String),
 }
 
+/// A rule of which the seed draws at which event it strikes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawnRule {
+    /// The rule; its `nth` is the least.
+    pub rule: Rule,
+    /// The most.
+    pub nth_most: u64,
+}
+
 /// What is done at an event, armed from the start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,7 +227,7 @@ pub struct Rule {
     /// Line of the scenario, for reports.
     pub line: u32,
     /// Which events count.
-    pub event: Condition,
+    pub on: Trigger,
     /// It strikes at the n-th of them.
     pub nth: u64,
     /// It strikes so often at most, at consecutive events.
@@ -214,6 +239,15 @@ pub struct Rule {
     /// What is done.
     #[serde(rename = "do")]
     pub fault: Fault,
+}
+
+/// What a rule waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// An event of the product.
+    Event(Condition),
+    /// A moment before or after something on a disk comes to last.
+    Durable(Durable),
 }
 
 /// What a rule counts by.
@@ -321,8 +355,8 @@ pub struct Exempt {
 
 /// Reads the scenario at `path`. `shown` is how messages name the file.
 pub fn read(path: &Path, shown: &str) -> Result<Scenario, Problems> {
-    let at = |message: String| Problems(vec![Problem { path: shown.to_string(), line: 1, column: 1, message }]);
-    let text = std::fs::read_to_string(path).map_err(|err| at(format!("cannot be read: {err}")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|err| Problems(vec![Problem::of_file(shown, format!("cannot be read: {err}"))]))?;
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let directory = path.parent().unwrap_or(Path::new("."));
     parse(&text, shown, name, directory)
@@ -330,8 +364,51 @@ pub fn read(path: &Path, shown: &str) -> Result<Scenario, Problems> {
 
 /// Makes a scenario of `text`, or says what is wrong with it. Looks for the data files in `directory`.
 pub fn parse(text: &str, shown: &str, name: &str, directory: &Path) -> Result<Scenario, Problems> {
-    let raw: raw::Scenario = toml::from_str(text).map_err(|err| position::toml_problems(shown, text, &err))?;
-    decode::scenario(raw, text, shown, name, directory)
+    let cells = matrix::cells(text, shown)?;
+    let read = |cell: &matrix::Cell| {
+        let raw: Result<raw::Scenario, _> = toml::from_str(&cell.text);
+        let raw = raw.map_err(|err| position::toml_problems(shown, text, &cell.edits, &err))?;
+        decode::scenario(raw, text, &cell.edits, shown, name, directory)
+    };
+    let mut scenarios = Vec::new();
+    let mut problems: BTreeMap<(usize, usize, String), Vec<&str>> = BTreeMap::new();
+    for cell in &cells {
+        match read(cell) {
+            Ok(scenario) => scenarios.push((cell.name.clone(), scenario)),
+            Err(Problems(found)) => found.into_iter().for_each(|Problem { line, column, message, .. }| {
+                problems.entry((line, column, message)).or_default().push(&cell.name);
+            }),
+        }
+    }
+    if !problems.is_empty() {
+        let of_cells = |((line, column, message), names): ((usize, usize, String), Vec<&str>)| {
+            let everywhere = names.len() == cells.len();
+            let message = if everywhere { message } else { format!("{message} (in the cell \"{}\")", names[0]) };
+            Problem { path: shown.to_string(), line, column, message }
+        };
+        return Err(Problems(problems.into_iter().map(of_cells).collect()));
+    }
+    one_of_cells(scenarios).map_err(|message| Problems(vec![Problem::of_file(shown, message)]))
+}
+
+/// The scenario of all cells.
+fn one_of_cells(cells: Vec<(String, Scenario)>) -> Result<Scenario, String> {
+    let Some((name, first)) = cells.first() else { return Err("expected a cell".to_string()) };
+    let mut scenario = first.clone();
+    if name.is_empty() {
+        return Ok(scenario);
+    }
+    let alike = |(_, cell): &(String, Scenario)| {
+        (&cell.title, &cell.seeds) == (&first.title, &first.seeds)
+            && (&cell.expect.result, cell.expect.outcome) == (&first.expect.result, first.expect.outcome)
+    };
+    if let Some((other, _)) = cells.iter().find(|cell| !alike(cell)) {
+        return Err(format!(
+            "expected one title, `seeds`, `result` and `outcome` for all cells: \"{other}\" has others than \"{name}\""
+        ));
+    }
+    scenario.cells = cells;
+    Ok(scenario)
 }
 
 /// The options of a simulated node where the scenario says nothing: the product's, but an election is rare unless it is
@@ -353,6 +430,27 @@ pub fn default_options() -> Options {
         snapshot_chunk_bytes: 64 << 10,
         raft_keep_entries: 100,
         ..Options::default()
+    }
+}
+
+impl std::fmt::Display for Trigger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trigger::Event(condition) => condition.fmt(f),
+            Trigger::Durable(durable) => durable.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for Trigger {
+    type Err = String;
+
+    /// Events begin with a capital letter.
+    fn from_str(text: &str) -> Result<Trigger, String> {
+        if text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return text.parse().map(Trigger::Durable);
+        }
+        text.parse().map(Trigger::Event)
     }
 }
 
@@ -385,4 +483,5 @@ impl std::str::FromStr for Each {
     }
 }
 
+period::as_text!(Trigger);
 period::as_text!(Each);

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::matrix::{Edit, original};
+
 /// Something wrong at a place of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -19,6 +21,13 @@ pub struct Problem {
 /// Everything that is wrong with a file; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
+
+impl Problem {
+    /// Something wrong with a whole file.
+    pub fn of_file(path: &str, message: String) -> Problem {
+        Problem { path: path.to_string(), line: 1, column: 1, message }
+    }
+}
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,17 +53,20 @@ impl std::error::Error for Problems {}
 pub(crate) struct Source<'a> {
     path: &'a str,
     text: &'a str,
+    edits: &'a [Edit],
     problems: Vec<Problem>,
 }
 
 impl<'a> Source<'a> {
-    pub(crate) fn new(path: &'a str, text: &'a str) -> Source<'a> {
-        Source { path, text, problems: Vec::new() }
+    /// `text` is the file as it is; spans are of the text that `edits` made of it.
+    pub(crate) fn new(path: &'a str, text: &'a str, edits: &'a [Edit]) -> Source<'a> {
+        Source { path, text, edits, problems: Vec::new() }
     }
 
     /// Puts down a problem at the byte where `span` starts.
     pub(crate) fn wrong(&mut self, span: Range<usize>, message: impl Into<String>) {
-        let before = self.text.get(..span.start.min(self.text.len())).unwrap_or(self.text);
+        let at = original(self.edits, span.start);
+        let before = self.text.get(..at.min(self.text.len())).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
         self.problems.push(Problem { path: self.path.to_string(), line, column, message: message.into() });
@@ -67,6 +79,7 @@ impl<'a> Source<'a> {
 
     /// The line of a byte, from 1.
     pub(crate) fn line(&self, at: usize) -> u32 {
+        let at = original(self.edits, at);
         let lines = self.text.get(..at.min(self.text.len())).unwrap_or(self.text).matches('\n').count();
         u32::try_from(lines + 1).unwrap_or(u32::MAX)
     }
@@ -82,8 +95,8 @@ impl<'a> Source<'a> {
 }
 
 /// What serde or the parser of TOML says, in our form: an unknown key gets its nearest relative.
-pub(crate) fn toml_problems(path: &str, text: &str, err: &toml::de::Error) -> Problems {
-    let mut source = Source::new(path, text);
+pub(crate) fn toml_problems(path: &str, text: &str, edits: &[Edit], err: &toml::de::Error) -> Problems {
+    let mut source = Source::new(path, text, edits);
     source.wrong(err.span().unwrap_or(0..0), reworded(err.message()));
     Problems(source.problems)
 }
@@ -128,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_place_is_counted_in_characters_from_one() {
-        let mut source = Source::new("a.toml", "äöü\nx = ß = 1\n");
+        let mut source = Source::new("a.toml", "äöü\nx = ß = 1\n", &[]);
         source.wrong(13..14, "here");
         source.wrong(0..1, "first");
         source.wrong(999..1000, "behind");

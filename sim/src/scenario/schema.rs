@@ -6,6 +6,7 @@ use engine::event::Event;
 use serde_json::{Value, json};
 
 use super::decode::{EXPECTED_OUTCOMES, MODIFIERS, VERBS, WORKLOADS};
+use super::durable::{FileKind, StepKind, When};
 use super::fault::{Direction, DiskEffect, DiskOp, FileClass, Side, StormKind};
 use super::happened::Happened;
 use crate::oracle::NAMES;
@@ -30,6 +31,10 @@ pub fn schema() -> Value {
             "title": text("One line: what is shown."),
             "seeds": { "type": "array", "items": { "type": "integer", "minimum": 0, "maximum": (1u64 << 53) - 1 },
                        "uniqueItems": true, "description": "Pinned seeds: run in every test, with a reviewed story." },
+            "matrix": { "type": "object", "description":
+                "AXIS = [values or tables of values]: each seed runs one combination; `$AXIS` or `$AXIS.key` in a string \
+                 stands for its value.",
+                "additionalProperties": { "type": "array", "minItems": 1 } },
             "budget": time("Virtual time after which the run has failed (10m if absent)."),
             "cluster": object(json!({
                 "nodes": count(1, "How many nodes (3 if absent)."),
@@ -135,7 +140,15 @@ fn rule(kinds: &[&str]) -> Value {
     let mut properties = json!({
         "name": text("For reports and `wait = { fired = .. }`."),
         "event": words(kinds),
-        "nth": count(1, "It strikes at the n-th such event."),
+        "durable": object(json!({
+            "file": words(FileKind::WORDS),
+            "step": words(StepKind::WORDS),
+            "when": words(When::WORDS),
+        })),
+        "nth": { "description": "It strikes at the n-th such event; two numbers: at one from .. to, drawn by the seed.",
+                 "oneOf": [count(1, "The n-th."),
+                           { "type": "array", "items": count(1, "From, to."), "minItems": 2, "maxItems": 2 },
+                           { "type": "string", "pattern": "^\\$" }] },
         "times": count(1, "It strikes so often at most."),
         "after": time("It strikes so long after the event."),
         "each": text("It counts and strikes once for each: node, region, region of TABLE, replica."),
@@ -147,7 +160,8 @@ fn rule(kinds: &[&str]) -> Value {
             properties.entry(*field).or_insert_with(|| json!({ "type": ["string", "integer"] }));
         }
     }
-    json!({ "type": "object", "additionalProperties": false, "properties": properties, "required": ["event", "do"] })
+    json!({ "type": "object", "additionalProperties": false, "properties": properties, "required": ["do"],
+            "oneOf": [{ "required": ["event"] }, { "required": ["durable"] }] })
 }
 
 fn workload() -> Value {
@@ -260,6 +274,7 @@ mod tests {
         assert_eq!(keys(&schema, "/$defs/step/properties/clock/properties"), taken::<raw::Clock>());
         assert_eq!(keys(&schema, "/properties/workload/items/properties"), taken::<raw::Workload>());
         assert_eq!(keys(&schema, "/properties/workload/items/properties/mix/properties"), taken::<raw::Mix>());
+        assert_eq!(keys(&schema, "/properties/on/items/properties/durable/properties"), taken::<raw::Durable>());
         assert_eq!(keys(&schema, "/properties/storm/items/properties"), taken::<raw::Storm>());
         assert_eq!(keys(&schema, "/properties/expect/properties"), taken::<raw::Expect>());
         assert_eq!(keys(&schema, "/properties/expect/properties/exempt/items/properties"), taken::<raw::Exempt>());
