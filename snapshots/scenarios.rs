@@ -4,9 +4,9 @@
 //! - `<scenario>.snap`: the result, the same for every seed;
 //! - `<scenario>@seed-N.snap`: the story of a pinned seed, where no random fault strikes.
 //!
-//! `cargo insta review` shows what changed. Two more tests show that the files record the product and not the scheduler:
-//! every story again under another schedule, and one scenario with 20 seeds and three sets of options against its one
-//! result.
+//! `cargo insta review` shows what changed. Three more tests show that the files record the product and not the scheduler:
+//! every story again under another schedule, one scenario with 20 seeds and three sets of options against its one result,
+//! and one of which every answer to every client is the same under eighteen unusual sets of options.
 
 use std::path::Path;
 use std::process::Command;
@@ -51,6 +51,9 @@ fn tests(project: &Project, scenarios: Vec<Scenario>) -> Vec<Trial> {
             tests.push(Trial::test(name, move || test(&project, &scenario, seed)));
         }
     }
+    let at = project.clone();
+    let name = "every_set_of_options_gives_the_same_answers";
+    tests.push(Trial::test(name, move || one_history(&at, "one_history_under_all_options")));
     let project = project.clone();
     let name = "the_result_is_one_for_every_seed_and_every_set_of_options";
     tests.push(Trial::test(name, move || one_result(&project, "leader_power_loss_during_load")));
@@ -97,14 +100,7 @@ fn one_result(project: &Project, name: &str) -> Result<(), Failed> {
         let mut scenario: toml::Table = text.parse()?;
         let options = scenario["cluster"]["options"].as_table_mut().ok_or("the scenario has no options")?;
         options.extend(changes.iter().map(|(option, value)| ((*option).to_string(), toml::Value::Integer(*value))));
-        // A project of its own, with the reviewed result beside it.
-        let elsewhere = tempfile::tempdir()?;
-        let at = |path: &str| elsewhere.path().join(path);
-        std::fs::create_dir(at("scenarios"))?;
-        std::fs::create_dir(at("snapshots"))?;
-        std::os::unix::fs::symlink(project.root.join("scenarios/data"), at("scenarios/data"))?;
-        std::fs::write(at(&format!("scenarios/{name}.toml")), format!("# As the original.\n{scenario}"))?;
-        std::fs::copy(project.snapshots().join(format!("{name}.snap")), at(&format!("snapshots/{name}.snap")))?;
+        let elsewhere = copy(project, name, &scenario)?;
         let lines = sim(elsewhere.path(), &["run", name, "--seeds", "1..20"])?;
         let passed = lines.iter().filter(|line| line["outcome"] == "pass").count();
         if passed != 20 {
@@ -113,6 +109,102 @@ fn one_result(project: &Project, name: &str) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// A project of its own with `scenario` as `name` and the reviewed result of that name.
+fn copy(project: &Project, name: &str, scenario: &toml::Table) -> Result<tempfile::TempDir, Failed> {
+    let elsewhere = tempfile::tempdir()?;
+    let at = |path: &str| elsewhere.path().join(path);
+    std::fs::create_dir(at("scenarios"))?;
+    std::fs::create_dir(at("snapshots"))?;
+    std::os::unix::fs::symlink(project.root.join("scenarios/data"), at("scenarios/data"))?;
+    std::fs::write(at(&format!("scenarios/{name}.toml")), format!("# As the original.\n{scenario}"))?;
+    let reviewed = project.snapshots().join(format!("{name}.snap"));
+    if reviewed.is_file() {
+        std::fs::copy(reviewed, at(&format!("snapshots/{name}.snap")))?;
+    }
+    Ok(elsewhere)
+}
+
+/// Sets of options that no answer may depend on, each far from what is usual in one respect.
+const UNUSUAL: [(&str, &[(&str, i64)]); 18] = [
+    ("tiny memtable", &[("memtable_rows", 5)]),
+    ("memtable of a few bytes", &[("memtable_bytes", 1_024)]),
+    ("never flushed", &[("memtable_rows", 1_000_000), ("memtable_bytes", 1 << 30)]),
+    (
+        "no compaction",
+        &[
+            ("memtable_rows", 20),
+            ("compaction_active_runs", 1_000_000),
+            ("compaction_inactive_runs", 1_000_000),
+            ("compaction_small_files", 1_000_000),
+        ],
+    ),
+    (
+        "aggressive compaction",
+        &[("memtable_rows", 10), ("compaction_active_runs", 1), ("compaction_small_files", 2), ("compaction_jobs", 1)],
+    ),
+    (
+        "two inputs, tiny outputs",
+        &[("memtable_rows", 10), ("compaction_max_inputs", 2), ("compaction_output_bytes", 1)],
+    ),
+    ("tiny segments", &[("log_segment_bytes", 4_096)]),
+    ("no log cache", &[("log_cache_bytes", 0), ("log_segment_bytes", 65_536)]),
+    ("a checkpoint at every edit", &[("manifest_checkpoint_edits", 1), ("memtable_rows", 20)]),
+    ("one row a group", &[("sst_row_group_rows", 1), ("memtable_rows", 20)]),
+    ("tiny pages", &[("scan_batch_rows", 3), ("memtable_rows", 50)]),
+    ("one call at a time", &[("rpc_window", 1), ("rpc_frame_bytes", 65_536)]),
+    ("one entry a raft batch", &[("raft_batch_entries", 1)]),
+    ("no entry kept", &[("raft_keep_entries", 0), ("memtable_rows", 20), ("snapshot_chunk_bytes", 64)]),
+    ("versions kept for ever", &[("version_keep_ms", 3_600_000), ("memtable_rows", 20)]),
+    ("versions kept for a moment", &[("version_keep_ms", 1), ("memtable_rows", 20)]),
+    ("one write at a time", &[("write_window", 1), ("write_batch_rows", 1)]),
+    ("the catalog flushed at every entry", &[("meta_flush_entries", 1)]),
+];
+
+/// What every client is told, and what is in the tables at the end, is the same under every set of options.
+fn one_history(project: &Project, name: &str) -> Result<(), Failed> {
+    let text = std::fs::read_to_string(project.root.join(format!("scenarios/{name}.toml")))?;
+    for seed in ["1", "2"] {
+        let mut usual: Option<serde_json::Value> = None;
+        for (what, changes) in std::iter::once(("as it is", &[][..])).chain(UNUSUAL) {
+            let mut scenario: toml::Table = text.parse()?;
+            let options = scenario["cluster"]["options"].as_table_mut().ok_or("the scenario has no options")?;
+            options.extend(changes.iter().map(|(option, value)| ((*option).to_string(), toml::Value::Integer(*value))));
+            let elsewhere = copy(project, name, &scenario)?;
+            let lines = sim(elsewhere.path(), &["replay", name, "--seed", seed, "--out", "out"])?;
+            if lines[0]["outcome"] != "pass" {
+                return Err(format!("with seed {seed} and {what}: {:#}", lines[0]).into());
+            }
+            let repro = std::fs::read_to_string(elsewhere.path().join(format!("out/{name}@{seed}/repro.json")))?;
+            let repro: serde_json::Value = serde_json::from_str(&repro)?;
+            let history = repro["report"]["history"].clone();
+            let answers: usize =
+                history.as_object().into_iter().flatten().filter_map(|(_, of)| Some(of.as_array()?.len())).sum();
+            if answers < 400 {
+                return Err(format!("with seed {seed} and {what}: only {answers} answers").into());
+            }
+            let usual = usual.get_or_insert_with(|| history.clone());
+            if let Some(difference) = first_difference(usual, &history) {
+                return Err(format!("with seed {seed} and {what}: {difference}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The client, and the number of its answer from 1, where two histories part.
+fn first_difference(one: &serde_json::Value, other: &serde_json::Value) -> Option<String> {
+    let (one, other) = (one.as_object()?, other.as_object()?);
+    if !one.keys().eq(other.keys()) {
+        return Some(format!("the clients are {:?}, not {:?}", other.keys(), one.keys()));
+    }
+    one.iter().find_map(|(client, answers)| {
+        let (answers, others) = (answers.as_array()?, other[client].as_array()?);
+        let at = answers.iter().zip(others).position(|(a, b)| a != b);
+        let at = at.or_else(|| (answers.len() != others.len()).then(|| answers.len().min(others.len())))?;
+        Some(format!("answer {} of {} to client {client} is another one", at + 1, answers.len()))
+    })
 }
 
 fn test(project: &Project, scenario: &Scenario, seed: u64) -> Result<(), Failed> {

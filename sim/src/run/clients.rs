@@ -11,6 +11,7 @@ use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{Field, Schema};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::frontend::{Output, Session};
 use engine::meta::catalog::TableDef;
 use engine::meta::request::{MetaAnswer, MetaRequest};
@@ -41,6 +42,7 @@ struct Shared {
     /// The sessions that clients have in the frontends of nodes.
     at_nodes: BTreeMap<(String, NodeId), u64>,
     answered: u64,
+    history: BTreeMap<String, Vec<u32>>,
 }
 
 impl Clients {
@@ -60,8 +62,16 @@ impl Clients {
         self.shared().answered
     }
 
-    fn count(&self) {
-        self.shared().answered += 1;
+    /// The answers of each client in their order, of each a checksum of what it said: how many rows were affected, which
+    /// rows there are (in any order), or the code of the error. What took how long is no part of it.
+    pub fn history(&self) -> BTreeMap<String, Vec<u32>> {
+        self.shared().history.clone()
+    }
+
+    fn answered_with(&self, client: &str, answer: &str) {
+        let mut shared = self.shared();
+        shared.answered += 1;
+        shared.history.entry(client.to_string()).or_default().push(crc32fast::hash(answer.as_bytes()));
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -71,7 +81,13 @@ impl Clients {
     /// Runs `sql` in the session of `client`.
     pub async fn execute(&self, client: &str, sql: &str, within: Duration) -> Result<Output> {
         let output = self.session(client).execute_within(sql, within).await;
-        self.count();
+        let told = match &output {
+            Ok(Output::Rows { batches, .. }) => as_text(batches).map(|rows| format!("{rows:?}")),
+            Ok(Output::Affected(rows)) => Ok(format!("{rows} rows")),
+            Ok(Output::Done) => Ok("done".to_string()),
+            Err(err) => Ok(err.code().to_string()),
+        };
+        self.answered_with(client, &told.unwrap_or_else(|err| err.to_string()));
         output
     }
 
@@ -123,7 +139,14 @@ impl Clients {
         let session = self.shared().at_nodes.get(&place).copied().unwrap_or_default();
         let request = Request::Sql { session, sql: sql.to_string() };
         let answer = self.cluster.call(node, request, within).await;
-        self.count();
+        let told = match &answer {
+            Ok(Response::Sql(answer)) => {
+                format!("{:?} {:?}", answer.affected, answer.rows.as_ref().map(|rows| count_rows(rows)))
+            }
+            Ok(_) => "something else".to_string(),
+            Err(err) => err.code().to_string(),
+        };
+        self.answered_with(client, &told);
         let Response::Sql(answer) = answer? else { return Err(Error::Stopped) };
         self.shared().at_nodes.insert(place, answer.session);
         match answer.rows {
@@ -135,7 +158,8 @@ impl Clients {
     /// Inserts `batch` into `table` below the parser; the oracle hears of the answer.
     pub async fn insert(&self, client: &str, table: &TableDef, batch: RecordBatch, within: Duration) -> Result<u64> {
         let inserted = self.session(client).insert_within(&table.name, batch.clone(), within).await;
-        self.count();
+        let answer = inserted.as_ref().map_or_else(|err| err.code().to_string(), |rows| format!("{rows} rows"));
+        self.answered_with(client, &answer);
         let told = inserted.as_ref().map(|_| ()).map_err(Clone::clone);
         for (key, row) in keyed(table, &batch) {
             self.told(table, &key, Some(&row), &told);
@@ -266,6 +290,19 @@ fn with_casts(batch: &RecordBatch, casts: &BTreeMap<String, SqlType>) -> Result<
         fields[at] = Arc::new(Field::new(name, to.0.to_arrow(), true));
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// The cells of rows as text, sorted by row.
+pub fn as_text(batches: &[RecordBatch]) -> Result<Vec<Vec<String>>, ArrowError> {
+    let mut rows = Vec::new();
+    for batch in batches {
+        let options = FormatOptions::default().with_null("NULL");
+        let cells = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
+        let cells = cells.collect::<Result<Vec<_>, _>>()?;
+        rows.extend((0..batch.num_rows()).map(|row| cells.iter().map(|cell| cell.value(row).to_string()).collect()));
+    }
+    rows.sort();
+    Ok(rows)
 }
 
 /// The rows of an Arrow IPC stream.

@@ -37,6 +37,10 @@ pub struct SeedReport {
     pub effects: BTreeMap<String, u64>,
     /// How often each situation was reached that a sweep should reach, by the name of a [`Mark`](super::marks::Mark).
     pub marks: BTreeMap<String, u64>,
+    /// What clients were told, by client, in its order: of each answer a checksum without times. Where the clients of a
+    /// scenario own their rows it is the same under every schedule and every set of options.
+    #[serde(default)]
+    pub history: BTreeMap<String, Vec<u32>>,
     /// The rows of the scenario's `result` queries.
     pub result: Vec<ResultRows>,
     /// The story, as it is reviewed: no times, nodes by role.
@@ -142,6 +146,7 @@ impl SeedReport {
             exempted: BTreeMap::new(),
             effects: BTreeMap::new(),
             marks: BTreeMap::new(),
+            history: BTreeMap::new(),
             result: Vec::new(),
             story: Vec::new(),
             decisions: Vec::new(),

@@ -8,7 +8,7 @@ use madsim::runtime::{Handle, Runtime};
 use tokio::sync::mpsc;
 
 use super::Setup;
-use super::clients::Clients;
+use super::clients::{Clients, as_text};
 use super::hub::{Hub, It, Strike, now};
 use super::live::Live;
 use super::outcome::Outcome;
@@ -234,6 +234,7 @@ impl Run {
         let mut report = SeedReport::new(Outcome::Pass);
         if let Some(parts) = &self.parts {
             report.ops = parts.clients.answered();
+            report.history = parts.clients.history();
             report.effects =
                 parts.striker.effects().iter().map(|(effect, did)| (effect.name().to_string(), *did)).collect();
             report.result = parts.result.clone();
@@ -364,17 +365,6 @@ async fn rows_of(clients: &Clients, query: &str) -> Result<ResultRows, Failed> {
         clients.execute("result", query, Duration::from_secs(60)).await.map_err(|err| wrong(err.to_string()))?;
     let engine::frontend::Output::Rows { schema, batches } = output else { return Err(wrong("is no query".into())) };
     let columns = schema.fields().iter().map(|field| field.name().clone()).collect();
-    let mut rows = Vec::new();
-    for batch in &batches {
-        let options = arrow::util::display::FormatOptions::default().with_null("NULL");
-        let cells: Result<Vec<_>, _> = batch
-            .columns()
-            .iter()
-            .map(|column| arrow::util::display::ArrayFormatter::try_new(column.as_ref(), &options))
-            .collect();
-        let cells = cells.map_err(|err| wrong(err.to_string()))?;
-        rows.extend((0..batch.num_rows()).map(|row| cells.iter().map(|cell| cell.value(row).to_string()).collect()));
-    }
-    rows.sort();
+    let rows = as_text(&batches).map_err(|err| wrong(err.to_string()))?;
     Ok(ResultRows { query: query.to_string(), columns, rows })
 }
