@@ -152,12 +152,12 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The data files that it reads, relative to the scenario.
-    pub fn files(&self) -> Vec<&str> {
+    /// The data files that it reads, relative to the scenario, with the lines of the steps.
+    pub fn loads(&self) -> Vec<(u32, &str)> {
         let mut files = Vec::new();
         for step in self.all_steps() {
             if let Action::Load(load) = &step.action {
-                files.push(load.file.as_str());
+                files.push((step.line, load.file.as_str()));
             }
         }
         files

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Ended, Failure, project, say};
 use crate::plan::Plan;
+use crate::report::text::counted;
 use crate::run::outcome::Outcome;
 use crate::scenario::Scenario;
 
@@ -29,7 +30,8 @@ impl Check {
                 return Err(Failure::harness(format!("{}: its plan is not what is read again", scenario.name)));
             }
         }
-        say(format!("{} scenarios are well-formed", scenarios.len()));
+        let are = if scenarios.len() == 1 { "is" } else { "are" };
+        say(format!("{} {are} well-formed", counted(scenarios.len() as u64, "scenario")));
         Ok(Outcome::Pass)
     }
 }

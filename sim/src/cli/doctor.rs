@@ -67,7 +67,14 @@ impl Doctor {
         let stop = stop_on_signals()?;
         let directory = self.work.directory(&project)?;
         let sweep = self.work.sweep(&project, &scenarios, &directory)?;
-        let run = RunFile { v: 1, command, build: sweep.build.clone(), commit: sweep.commit.clone(), summary: None };
+        let run = RunFile {
+            v: 1,
+            command,
+            build: sweep.build.clone(),
+            commit: sweep.commit.clone(),
+            interrupted: false,
+            summary: None,
+        };
         let format = self.work.format;
         if !aslr_can_be_switched() {
             note("address randomisation cannot be switched off here: it is on under every condition");

@@ -231,6 +231,17 @@ impl Format {
 
     /// All seeds are over: the sum, then the failures, the one that names the exit code last.
     fn end(self, summary: &Summary, run: &RunFile, directory: &RunDirectory, wall: Duration) -> Result<(), Failure> {
+        self.close(summary, run, directory, Some(wall))
+    }
+
+    /// As [`Format::end`]; without a time there was one seed, of which nothing is summed up.
+    fn close(
+        self,
+        summary: &Summary,
+        run: &RunFile,
+        directory: &RunDirectory,
+        wall: Option<Duration>,
+    ) -> Result<(), Failure> {
         let json = summary.json(&run.build, &run.command).map_err(Failure::harness)?;
         let value = serde_json::from_str(&json).map_err(Failure::harness)?;
         directory.write_run(&RunFile { summary: Some(value), ..run.clone() }).map_err(Failure::harness)?;
@@ -238,7 +249,9 @@ impl Format {
             say(json);
             return Ok(());
         }
-        summary.lines(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)).iter().for_each(say);
+        if let Some(wall) = wall {
+            summary.lines(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)).iter().for_each(say);
+        }
         if summary.unlisted > 0 {
             say(format!("{} failures of further signatures are not listed", summary.unlisted));
         }

@@ -1,7 +1,6 @@
 //! `sim replay`
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::Args;
 
@@ -9,7 +8,7 @@ use super::{Ended, Failure, Format, Work, note, project, say, stop_on_signals};
 use crate::plan::{self, Plan};
 use crate::report::directory::{LOG, PLAN, Repro, RunFile, only_seed, read_repro};
 use crate::report::summary::{Done, Summary};
-use crate::report::text::seconds;
+use crate::report::text::{counted, seconds};
 use crate::run::log;
 use crate::run::outcome::Outcome;
 use crate::runner::judge::{judge, judge_alone};
@@ -36,9 +35,12 @@ pub(super) struct Replay {
     /// Keep a log, of all and of each node: a level, or a filter like `engine::raft=trace`.
     #[arg(long, value_name = "LEVEL")]
     trace: Option<String>,
-    /// Show the log of this node only: n2.
-    #[arg(long, value_name = "nN")]
+    /// The log of this node only: n2.
+    #[arg(long, value_name = "nN", requires = "trace")]
     node: Option<Target>,
+    /// Print the log on the standard error too; it is long.
+    #[arg(long, requires = "trace")]
+    show_log: bool,
     #[command(flatten)]
     work: Work,
 }
@@ -64,13 +66,11 @@ impl Replay {
             Some(Target::Node(node)) => Some(*node),
             Some(other) => return Err(Failure::usage(format!("--node: expected a node like n2, found \"{other}\""))),
         };
-        if node.is_some() && self.trace.is_none() {
-            return Err(Failure::usage("--node goes with --trace: it picks lines of the log"));
-        }
         if let Some(filter) = &self.trace {
             log::parse(filter).map_err(|err| Failure::usage(format!("--trace: {err}")))?;
         }
         let mut subject = self.subject(&project)?;
+        subject.check_data()?;
         if let Some(stir) = self.stir {
             subject.plan.stir = stir;
             subject.command.push_str(&format!(" --stir {stir}"));
@@ -85,10 +85,10 @@ impl Replay {
             command: subject.command.clone(),
             build: sweep.build.clone(),
             commit: sweep.commit.clone(),
+            interrupted: false,
             summary: None,
         };
         let kept = directory.seed(&subject.plan.scenario, subject.plan.seed).map_err(Failure::harness)?;
-        let started = Instant::now();
         let recording = Recording { directory: Some(&kept), trace: self.trace.clone(), until: self.until };
         let report = sweep.run_plan(subject.plan.clone(), &subject.data, &recording, &stop);
         if report.outcome == Outcome::Interrupted {
@@ -98,8 +98,10 @@ impl Replay {
         let mut report = match (&subject.scenario, self.until) {
             // A run that was cut short has no end to review.
             (_, Some(_)) => report,
-            (Some(scenario), None) => judge(report, scenario, subject.plan.seed, &project.snapshots()),
-            (None, None) => judge_alone(report, subject.plan.expect.outcome),
+            (Some(scenario), None) if project.has(scenario) => {
+                judge(report, scenario, subject.plan.seed, &project.snapshots())
+            }
+            (_, None) => judge_alone(report, subject.plan.expect.outcome),
         };
         if let Some(before) = &subject.before
             && self.until.is_none()
@@ -115,7 +117,7 @@ impl Replay {
         }
         sweep.write(&kept, &subject.source, &subject.command, &subject.plan, &report).map_err(Failure::harness)?;
         if self.trace.is_some() && self.work.format != Format::Json {
-            show_log(&kept.join(LOG), node)?;
+            self.tell_log(&project, &kept.join(LOG), node)?;
         }
         let done = Done {
             scenario: subject.plan.scenario.clone(),
@@ -146,7 +148,7 @@ impl Replay {
         }
         let mut summary = Summary::default();
         summary.add(done);
-        format.end(&summary, &run, &directory, started.elapsed())?;
+        format.close(&summary, &run, &directory, None)?;
         Ok(summary.worst())
     }
 
@@ -160,8 +162,13 @@ impl Replay {
         }
         if path.is_file() {
             let plan = plan::read(path).map_err(Failure::usage)?;
-            let scenario = scenario_of(project, &plan, None);
             let beside = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+            // A plan that was kept has the scenario's place beside it.
+            let kept =
+                read_repro(&beside).ok().filter(|repro| repro.scenario == plan.scenario).map(|repro| repro.source);
+            let scenario = scenario_of(project, &plan, kept.as_deref());
+            let beside =
+                kept.and_then(|source| Some(project.root.join(source).parent()?.to_path_buf())).unwrap_or(beside);
             return Ok(Subject {
                 data: scenario.as_ref().map_or(beside, |(scenario, _)| scenario.directory.clone()),
                 source: scenario.as_ref().map_or(self.what.clone(), |(_, file)| file.clone()),
@@ -208,8 +215,38 @@ impl Replay {
         })
     }
 
+    /// Says where the log is, or what one node said of it; prints it if that is asked for.
+    fn tell_log(&self, project: &Project, log: &Path, node: Option<u32>) -> Result<(), Failure> {
+        let path = node.map_or_else(|| log.to_path_buf(), |node| node_file(log, &format!("n{node}")));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                if self.show_log {
+                    text.lines().for_each(note);
+                }
+                note(format!("log: {}, {}", project.shown(&path), counted(text.lines().count() as u64, "line")));
+            }
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound && node.is_some() => note("the node said nothing"),
+            Err(err) => return Err(Failure::harness(format!("{}: {err}", path.display()))),
+        }
+        Ok(())
+    }
+
     fn self_test(&self) -> String {
         self.work.self_test.clone().unwrap_or_default().argument()
+    }
+}
+
+impl Subject {
+    /// That the data is where the plan looks for it.
+    fn check_data(&self) -> Result<(), Failure> {
+        let missing = self.plan.loads().into_iter().find(|(_, file)| !self.data.join(file).is_file());
+        let Some((line, file)) = missing else { return Ok(()) };
+        let message = format!(
+            "there is no file {}: the step of line {line} of {} loads it; data is looked for beside the scenario",
+            self.data.join(file).display(),
+            self.source,
+        );
+        Err(Failure::usage(message))
     }
 }
 
@@ -223,15 +260,4 @@ fn scenario_of(project: &Project, plan: &Plan, source: Option<&str>) -> Option<(
     let scenario = project.read(&files).ok()?.pop()?;
     let file = project.shown(files.first()?);
     Some((scenario, file))
-}
-
-/// The log, or what one node said of it.
-fn show_log(log: &Path, node: Option<u32>) -> Result<(), Failure> {
-    let path = node.map_or_else(|| log.to_path_buf(), |node| node_file(log, &format!("n{node}")));
-    match std::fs::read_to_string(&path) {
-        Ok(text) => text.lines().for_each(note),
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound && node.is_some() => note("the node said nothing"),
-        Err(err) => return Err(Failure::harness(format!("{}: {err}", path.display()))),
-    }
-    Ok(())
 }

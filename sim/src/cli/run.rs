@@ -1,6 +1,7 @@
 //! `sim run`
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use super::{Ended, Failure, Format, Work, note, project, say, scenarios, stop_on
 use crate::report::directory::RunFile;
 use crate::report::progress::Progress;
 use crate::report::summary::Summary;
-use crate::report::text::outcomes;
+use crate::report::text::{counted, outcomes};
 use crate::run::outcome::Outcome;
 use crate::runner::project::Project;
 use crate::runner::seeds::{self, Seeds, Shard, Wanted};
@@ -24,6 +25,9 @@ pub(super) struct Run {
     /// N fresh seeds, a..b (b included), or `git`: one from the commit. The pinned ones are then not added.
     #[arg(long, value_name = "N | a..b | git")]
     seeds: Option<Wanted>,
+    /// The pinned seeds too.
+    #[arg(long, requires = "seeds")]
+    pinned: bool,
     /// Starts no further seed after this time; without --seeds fresh ones until then.
     #[arg(long = "for", value_name = "TIME")]
     time: Option<Period>,
@@ -33,6 +37,9 @@ pub(super) struct Run {
     #[command(flatten)]
     work: Work,
 }
+
+/// Seeds of one scenario that are listed one by one at most.
+const MANY: u64 = 1_000_000;
 
 /// What seeds the user gets, and how to say it.
 struct Choice {
@@ -56,14 +63,16 @@ impl Run {
             command: self.command(&choice),
             build: sweep.build.clone(),
             commit: sweep.commit.clone(),
+            interrupted: false,
             summary: None,
         };
         directory.write_run(&run).map_err(Failure::harness)?;
         let format = self.work.format;
         let total = (!choice.endless).then(|| seeds::count(&choice.seeds, self.shard));
         if format != Format::Json {
-            let count = total.map_or_else(|| "seeds".to_string(), |total| format!("{total} seeds"));
-            say(format!("{count} of {} scenarios; to repeat: {}", scenarios.len(), run.command));
+            let count = total.map_or_else(|| "seeds".to_string(), |total| counted(total, "seed"));
+            let of = counted(scenarios.len() as u64, "scenario");
+            say(format!("{count} of {of}; to repeat: {}", run.command));
         }
 
         let started = Instant::now();
@@ -93,6 +102,7 @@ impl Run {
                 say(format!("  {name}: {}", outcomes(counts)));
             }
         }
+        let run = RunFile { interrupted: stop.load(Ordering::Relaxed), ..run };
         format.end(&summary, &run, &directory, started.elapsed())?;
         if stop.load(Ordering::Relaxed) {
             note("interrupted");
@@ -109,9 +119,15 @@ impl Run {
             ));
         }
         let all = |seeds: Seeds| vec![seeds; scenarios.len()];
+        let with_pinned = |fresh: RangeInclusive<u64>| -> Vec<Seeds> {
+            scenarios.iter().map(|one| Seeds::with_pinned(&one.seeds, fresh.clone())).collect()
+        };
+        if self.pinned && matches!(&self.seeds, Some(Wanted::Range(from, to)) if to - from > MANY) {
+            return Err(Failure::usage(format!("--pinned goes with at most {MANY} other seeds")));
+        }
         let of_range = |from: u64, to: u64| Choice {
-            seeds: all(Seeds::Range(from..=to)),
-            argument: format!("{from}..{to}"),
+            seeds: if self.pinned { with_pinned(from..=to) } else { all(Seeds::Range(from..=to)) },
+            argument: format!("{from}..{to}{}", if self.pinned { " --pinned" } else { "" }),
             endless: false,
         };
         Ok(match &self.seeds {
@@ -135,13 +151,13 @@ impl Run {
             }
             None => {
                 let fresh = seeds::fresh(seeds::A_FEW);
-                let seeds = scenarios.iter().map(|one| Seeds::with_pinned(&one.seeds, fresh.clone())).collect();
-                Choice { seeds, argument: format!("{}..{}", fresh.start(), fresh.end()), endless: false }
+                let argument = format!("{}..{} --pinned", fresh.start(), fresh.end());
+                Choice { seeds: with_pinned(fresh), argument, endless: false }
             }
         })
     }
 
-    /// The command that runs the same seeds (but for the pinned ones, which are known).
+    /// The command that runs the same seeds.
     fn command(&self, choice: &Choice) -> String {
         let mut command = "cargo sim run".to_string();
         for name in &self.scenarios {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Ended, Failure, project, say};
-use crate::report::directory::{read_repro, seed_directories};
+use crate::report::directory::{RunFile, read_repro, read_run, seed_directories};
 use crate::report::text::{FailureScreen, seconds};
 use crate::run::outcome::Outcome;
 use crate::runner::project::Project;
@@ -21,8 +21,11 @@ impl Show {
         let project = project()?;
         let path = directory(&project, self.run.as_deref()).map_err(Failure::usage)?;
         let seeds = seed_directories(&path).map_err(Failure::usage)?;
+        if let Some(run) = read_run(&path) {
+            tell_run(&project.shown(&path), &run);
+        }
         if seeds.is_empty() {
-            say(format!("{}: no seed was kept, so none failed", project.shown(&path)));
+            say("no seed was kept: none failed so far");
             return Ok(Outcome::Pass);
         }
         let mut repros = Vec::new();
@@ -60,6 +63,20 @@ impl Show {
         }
         Ok(Outcome::Pass)
     }
+}
+
+/// What the sweep was, and how it ended.
+fn tell_run(at: &str, run: &RunFile) {
+    let ended = match &run.summary {
+        None => "it goes on, or was killed".to_string(),
+        Some(summary) => {
+            let outcomes = summary["outcomes"].as_object().into_iter().flatten();
+            let outcomes: Vec<String> = outcomes.map(|(outcome, count)| format!("{count} {outcome}")).collect();
+            let counts = if outcomes.is_empty() { "nothing ran".to_string() } else { outcomes.join(", ") };
+            format!("{counts}{}", if run.interrupted { "; interrupted before its end" } else { "" })
+        }
+    };
+    say(format!("{at}: {ended}\n  command     {}\n  build       {}", run.command, run.build));
 }
 
 /// The directory that the user means.

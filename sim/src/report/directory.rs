@@ -27,6 +27,9 @@ pub struct RunFile {
     pub build: String,
     /// The commit.
     pub commit: String,
+    /// It was stopped before its end.
+    #[serde(default)]
+    pub interrupted: bool,
     /// How it ended, once it has: the summary line of `--format json`.
     pub summary: Option<serde_json::Value>,
 }
@@ -108,6 +111,11 @@ impl RunDirectory {
         fs::create_dir_all(&path).map_err(|err| format!("{} cannot be made: {err}", path.display()))?;
         Ok(path)
     }
+}
+
+/// What the sweep in `directory` was; none if it is none.
+pub fn read_run(directory: &Path) -> Option<RunFile> {
+    serde_json::from_str(&fs::read_to_string(directory.join(RUN)).ok()?).ok()
 }
 
 /// Writes what is known of a seed into its directory; events and log are there already.

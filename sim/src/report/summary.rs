@@ -232,8 +232,8 @@ impl Summary {
     /// The lines for people, but for the failures. `wall_ms` is how long the sweep took.
     pub fn lines(&self, wall_ms: u64) -> Vec<String> {
         let mut lines = vec![format!(
-            "{} seeds in {}: {}",
-            self.seeds,
+            "{} in {}: {}",
+            super::text::counted(self.seeds, "seed"),
             super::text::seconds(wall_ms),
             if self.seeds == 0 { "nothing ran".to_string() } else { super::text::outcomes(&self.outcomes) },
         )];

@@ -15,6 +15,8 @@ pub const SCREEN_LINES: usize = 40;
 const RESULT_ROWS: usize = 40;
 const SAMPLE_ROWS: usize = 10;
 const SCREEN_WIDTH: usize = 118;
+/// What the columns of the nodes take of it, but for the last.
+const LANES_WIDTH: usize = 40;
 
 /// The rows of the `result` queries, as they are reviewed.
 pub fn result_text(result: &[ResultRows]) -> String {
@@ -110,9 +112,11 @@ impl FailureScreen<'_> {
         if !failure.oracle.is_empty() {
             head.push(format!("  oracle      {}", failure.oracle));
         }
-        if !failure.what.is_empty() {
-            head.push(format!("  what        {}", failure.what));
-        }
+        // A sentence, and maybe rows below it.
+        let mut what = failure.what.lines();
+        head.extend(what.next().map(|line| format!("  what        {line}")));
+        let below: Vec<String> = what.map(|line| format!("              {line}")).collect();
+        head.extend(cut(&below, 14, "it"));
         if self.alike > 1 {
             head.push(format!("  seeds       {} failed in this way", self.alike));
         }
@@ -156,22 +160,30 @@ pub fn columns(lines: &[StoryLine], room: usize) -> Vec<String> {
     let mut nodes: Vec<u64> = shown.iter().map(|line| line.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
-    let width = ((SCREEN_WIDTH - 12) / nodes.len()).max(8);
-    let row = |first: &str, cells: &[String]| {
-        let cells = cells.iter().map(|cell| format!("{:<width$}", clipped(cell, width - 1)));
-        format!("  {first:>9} {}", cells.collect::<String>()).trim_end().to_string()
+    // A line speaks of one node: it begins in its column and has all the room that is right of it.
+    let width = (LANES_WIDTH / nodes.len()).clamp(3, 10);
+    let row = |first: &str, lane: usize, text: &str| {
+        let indent = lane * width;
+        let room = SCREEN_WIDTH.saturating_sub(13 + indent).max(40);
+        format!("  {first:>10} {:indent$}{}", "", clipped(text, room)).trim_end().to_string()
     };
     let name = |node: &u64| match NodeId(*node) {
-        NodeId(0) => "harness".to_string(),
+        NodeId(0) => "sim".to_string(),
         CLIENTS => "clients".to_string(),
         node => node.to_string(),
     };
-    let mut text = vec![row("", &nodes.iter().map(name).collect::<Vec<_>>())];
+    let names: String = nodes.iter().map(|node| format!("{:<width$}", name(node))).collect();
+    let mut text = vec![row("", 0, &names)];
     for line in shown {
-        let cells = nodes.iter().map(|node| if *node == line.node { line.text.clone() } else { String::new() });
-        text.push(row(&seconds(line.at_ms), &cells.collect::<Vec<_>>()));
+        let lane = nodes.iter().position(|node| *node == line.node).unwrap_or(0);
+        text.push(row(&seconds(line.at_ms), lane, &line.text));
     }
     text
+}
+
+/// `1 row`, `2 rows`
+pub fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `12.345 s`
@@ -235,6 +247,17 @@ mod tests {
             assert!(around == 0 || lines.iter().any(|line| line.contains(&format!("what happened {}", around - 1))));
             assert!(evidence == 0 || lines.iter().any(|line| line.contains("evidence 0")));
         }
+    }
+
+    #[test]
+    fn a_line_has_the_room_right_of_its_column() {
+        let line = |node: u64, text: &str| StoryLine { at_ms: 1_500, node, text: text.to_string() };
+        let long = "FlushFinished region=t1/0 replica=r7 upto=T1-N140 rows=40 files=1 bytes=4821";
+        let lines = columns(&[line(0, "a fault"), line(1, "one"), line(2, "two"), line(3, long)], 9);
+        assert_eq!(lines[0], "             sim       n1        n2        n3");
+        assert_eq!(lines[1], "     1.500 s a fault");
+        assert_eq!(lines[4], format!("     1.500 s {:30}{long}", "").chars().take(118).collect::<String>());
+        assert_eq!((counted(1, "row"), counted(2, "row")), ("1 row".to_string(), "2 rows".to_string()));
     }
 
     #[test]

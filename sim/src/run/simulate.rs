@@ -21,6 +21,7 @@ use crate::cluster::Cluster;
 use crate::draw::Draws;
 use crate::oracle::{LIVENESS, Violation};
 use crate::plan::{Plan, PlannedFault};
+use crate::scenario::Held;
 use crate::scenario::target::Regions;
 use crate::trace::{self, Listener, Trace};
 
@@ -221,8 +222,9 @@ impl Run {
             outcome: Outcome::Liveness,
             what: format!("the tables cannot be read after the faults are over: {err}"),
         })?;
-        for query in &plan.expect.holds {
-            check(clients, query).await?;
+        for Held { line, sql } in &plan.expect.holds {
+            let at_line = |failed: Failed| Failed { what: format!("line {line}: {}", failed.what), ..failed };
+            check(clients, sql).await.map_err(at_line)?;
         }
         for query in &plan.expect.result {
             result.push(rows_of(clients, query).await?);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use engine::frontend::Output;
 use engine::{Error, Result};
 use madsim::task::JoinHandle;
@@ -13,6 +14,7 @@ use super::outcome::Outcome;
 use super::strike::Striker;
 use super::watch;
 use crate::cluster::Cluster;
+use crate::report::text::counted;
 use crate::scenario::{Action, Load, Statement, Step, Unknown, Until, Wait};
 
 /// What a statement without a time of its own gets.
@@ -226,7 +228,7 @@ async fn run_statement(
         Some(node) => clients.execute_at(client, node, &statement.sql, within).await,
     };
     let told = match &answer {
-        Ok(rows) => format!("{}: {}", head(&statement.sql), rows.map_or("done".into(), |rows| format!("{rows} rows"))),
+        Ok(rows) => format!("{}: {}", head(&statement.sql), rows.map_or("done".into(), |rows| counted(rows, "row"))),
         Err(err) => format!("{}: {}", head(&statement.sql), err.code()),
     };
     hub.note("answer", &told);
@@ -284,19 +286,28 @@ async fn run_load(clients: Clients, hub: Hub, line: u32, load: Load) -> Result<(
 /// A query that must return nothing.
 pub async fn check(clients: &Clients, sql: &str) -> Result<(), Failed> {
     match clients.execute("check", sql, WITHIN).await {
-        Ok(Output::Rows { batches, .. }) => match batches.iter().find(|batch| batch.num_rows() > 0) {
-            None => Ok(()),
-            Some(batch) => {
-                let rows = arrow::util::pretty::pretty_format_batches(std::slice::from_ref(batch));
-                Err(wrong(format!(
-                    "{sql}: must return no row, returns\n{}",
-                    rows.map_or("rows".into(), |rows| rows.to_string())
-                )))
+        Ok(Output::Rows { batches, .. }) => {
+            let count: usize = batches.iter().map(|batch| batch.num_rows()).sum();
+            if count == 0 {
+                return Ok(());
             }
-        },
+            let shown: Vec<RecordBatch> =
+                batches.iter().map(|batch| batch.slice(0, batch.num_rows().min(10))).collect();
+            let rows = arrow::util::pretty::pretty_format_batches(&shown);
+            let rows = rows.map_or_else(|err| err.to_string(), |rows| rows.to_string());
+            Err(wrong(format!(
+                "{}: must return no row, returns {}\n{rows}",
+                one_line(sql),
+                counted(count as u64, "row")
+            )))
+        }
         Ok(_) => Err(wrong(format!("{sql}: is no query"))),
         Err(err) => Err(failed(&err, format!("{sql}: {err}"))),
     }
+}
+
+fn one_line(sql: &str) -> String {
+    sql.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What a person recognises a statement by.

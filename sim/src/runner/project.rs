@@ -84,6 +84,12 @@ impl Project {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
+    /// Whether the scenario is one of the project's: a copy elsewhere is another one, whatever its name.
+    pub fn has(&self, scenario: &Scenario) -> bool {
+        let folder = |path: &Path| std::fs::canonicalize(path).ok();
+        folder(&scenario.directory) == folder(&self.root.join("scenarios"))
+    }
+
     /// Where the reviewed snapshots are.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::judge::judge;
+use super::judge::{judge, judge_alone};
 use super::pool;
 use super::process::{Keep, Workers};
 use super::project::Project;
@@ -141,10 +141,7 @@ impl Sweep<'_> {
     /// The command that runs a seed again.
     pub fn replay(&self, scenario: &Scenario, seed: u64) -> String {
         let source = self.source(scenario);
-        // A copy elsewhere is another scenario, whatever its name.
-        let folder = |path: &Path| std::fs::canonicalize(path).ok();
-        let in_project = folder(&scenario.directory) == folder(&self.project.root.join("scenarios"));
-        let name = if in_project { &scenario.name } else { &source };
+        let name = if self.project.has(scenario) { &scenario.name } else { &source };
         format!("cargo sim replay {name} --seed {seed}{}", self.self_tests.argument())
     }
 
@@ -168,7 +165,12 @@ impl Sweep<'_> {
     }
 
     fn judged(&self, scenario: &Scenario, seed: u64, recording: &Recording<'_>, stop: &AtomicBool) -> SeedReport {
-        judge(self.report(scenario, seed, recording, stop), scenario, seed, &self.project.snapshots())
+        let report = self.report(scenario, seed, recording, stop);
+        // What was reviewed is of the project's own scenarios.
+        match self.project.has(scenario) {
+            true => judge(report, scenario, seed, &self.project.snapshots()),
+            false => judge_alone(report, scenario.expect.outcome),
+        }
     }
 
     /// Keeps a failure: runs it once more with everything recorded. A run that is another one the second time is the

@@ -23,7 +23,7 @@ use super::raw::{self, Number, Text};
 use super::sql_type::SqlType;
 use super::target::{Target, table_name};
 use super::{
-    Action, Cluster, DrawnRule, Each, Exempt, Expect, Load, Mix, Rule, Scenario, Statement, Step, Storm, Trigger,
+    Action, Cluster, DrawnRule, Each, Exempt, Expect, Held, Load, Mix, Rule, Scenario, Statement, Step, Storm, Trigger,
     Unknown, Until, Wait, Workload, WorkloadKind, default_options,
 };
 use crate::oracle::NAMES;
@@ -242,7 +242,11 @@ impl Decoder<'_> {
                 Some(Action::Join(name))
             }
             "wait" => self.wait(raw.wait?).map(Action::Wait),
-            "check" => raw.check.map(|query| Action::Check(query.into_inner())),
+            "check" => {
+                let query = raw.check?;
+                self.parse_sql(&query, None);
+                Some(Action::Check(query.into_inner()))
+            }
             "sleep" => self.parsed(&raw.sleep).map(Action::Sleep),
             "repeat" => {
                 let times = self.number(&raw.repeat, 1, MANY)? as u32;
@@ -298,6 +302,7 @@ impl Decoder<'_> {
         if sql.get_ref().trim().is_empty() {
             self.source.wrong(sql.span(), "expected a statement");
         }
+        self.parse_sql(&sql, raw.error.as_ref().map(|code| code.get_ref().as_str()));
         if let Some(code) = &raw.error {
             let name = code.get_ref().as_str();
             if !Error::CODES.contains(&name) {
@@ -639,10 +644,13 @@ impl Decoder<'_> {
                 .find(|(name, _)| *name == condition.event)
                 .is_some_and(|(_, fields)| fields.iter().any(|(name, _)| name == field.get_ref()));
             let span = if known { value.span() } else { field.span() };
-            let required = condition.require(field.get_ref(), &text).map_err(|message| match known {
-                true => message,
-                false => format!("{message} (the words of a rule are {})", raw::RULE_KEYS.join(", ")),
-            });
+            let event = engine::event::Event::SCHEMA.iter().find(|(name, _)| *name == condition.event);
+            let fields = event.into_iter().flat_map(|(_, fields)| fields.iter().map(|(name, _)| *name));
+            let words: Vec<&str> = raw::RULE_KEYS.iter().copied().chain(fields).collect();
+            let what = format!("a word of a rule or a field of {}", condition.event);
+            let required = condition
+                .require(field.get_ref(), &text)
+                .map_err(|message| if known { message } else { one_of(&what, field.get_ref(), &words) });
             self.source.take(span, required);
         }
         condition
@@ -775,6 +783,7 @@ impl Decoder<'_> {
             if outcome != Outcome::Pass {
                 self.source.wrong(query.span(), "a run that is to fail has no result");
             }
+            self.parse_sql(&query, None);
             self.source.take(query.span(), seed_independent(query.get_ref()));
             result.push(query.into_inner());
         }
@@ -798,8 +807,26 @@ impl Decoder<'_> {
             let reason = self.required(&one.reason, span, "`reason`: for those who read the scenario");
             exempt.extend(oracle.zip(reason).map(|(oracle, reason)| Exempt { oracle, reason }));
         }
-        let holds = raw.holds.into_iter().map(Spanned::into_inner).collect();
+        let mut holds = Vec::new();
+        for query in raw.holds {
+            self.parse_sql(&query, None);
+            holds.push(Held { line: self.source.line(query.span().start), sql: query.into_inner() });
+        }
         Some(Expect { result, holds, happened, exempt, outcome })
+    }
+
+    /// That it is one statement that the engine understands; `refused`: unless that is the error that it is to have.
+    fn parse_sql(&mut self, sql: &Spanned<String>, refused: Option<&str>) {
+        let Err(err) = engine::sql::parse(sql.get_ref()) else { return };
+        if sql.get_ref().trim().is_empty() || refused == Some(err.code()) {
+            return;
+        }
+        let message = err.to_string();
+        let (at, message) = match place_in(&message) {
+            Some((line, column, rest)) => (self.source.within(sql.span(), sql.get_ref(), line, column), rest),
+            None => (sql.span(), message),
+        };
+        self.source.wrong(at, format!("expected SQL that can be parsed: {message}"));
     }
 
     fn required(&mut self, text: &Text, span: Range<usize>, what: &str) -> Option<String> {
@@ -933,6 +960,15 @@ fn lacks(trigger: &Trigger, each: &Each) -> Option<String> {
         Trigger::Durable(durable) => (!durable.file.is_of_a_replica())
             .then(|| format!("a {} has no {field} to count by: it is not of one replica", durable.file)),
     }
+}
+
+/// Line and column that the parser of SQL names, and its message without them.
+fn place_in(message: &str) -> Option<(usize, usize, String)> {
+    let (before, rest) = message.split_once("Line: ")?;
+    let (line, rest) = rest.split_once(", Column: ")?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let before = before.trim_end().trim_end_matches("at").trim_end();
+    Some((line.parse().ok()?, rest[..digits].parse().ok()?, format!("{before}{}", &rest[digits..])))
 }
 
 /// The columns of a data file, which must be one that can be read.

@@ -334,13 +334,23 @@ pub struct Expect {
     /// Queries whose rows at the end are the same for every seed, and are reviewed.
     pub result: Vec<String>,
     /// Queries that return no row at the end.
-    pub holds: Vec<String>,
+    pub holds: Vec<Held>,
     /// What must have happened, or the run showed nothing.
     pub happened: Vec<Happened>,
     /// Oracles whose findings, and whose idleness, do not count.
     pub exempt: Vec<Exempt>,
     /// How it must end: anything but `pass` makes it a canary.
     pub outcome: Outcome,
+}
+
+/// A query that returns no row at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Line of the scenario, for reports.
+    pub line: u32,
+    /// The query.
+    pub sql: String,
 }
 
 /// An oracle that does not count: whatever it finds is reported and no failure, and it may find nothing to judge.

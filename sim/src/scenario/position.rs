@@ -77,6 +77,20 @@ impl<'a> Source<'a> {
         value.map_err(|message| self.wrong(span, message)).ok()
     }
 
+    /// The place of a character of the string at `span`, by line and column of what it says; the string itself where that
+    /// cannot be told from how it is written.
+    pub(crate) fn within(&self, span: Range<usize>, value: &str, line: usize, column: usize) -> Range<usize> {
+        let start = original(self.edits, span.start);
+        let written = self.text.get(start..).unwrap_or_default();
+        let open = written.len() - written.trim_start_matches('"').len();
+        let open = open + usize::from(open == 3 && written[open..].starts_with('\n'));
+        let before: usize = value.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+        let rest = value.get(before..).unwrap_or_default();
+        let inside = before + rest.chars().take(column.saturating_sub(1)).map(char::len_utf8).sum::<usize>();
+        // Only where it is written as it is read: no escapes, and no word of a matrix.
+        if open > 0 && written[open..].starts_with(value) { span.start + open + inside..span.end } else { span }
+    }
+
     /// The line of a byte, from 1.
     pub(crate) fn line(&self, at: usize) -> u32 {
         let at = original(self.edits, at);
@@ -107,30 +121,52 @@ fn reworded(message: &str) -> String {
         .iter()
         .find_map(|start| Some((&start[8..start.len() - 2], message.strip_prefix(start)?)))
     else {
-        return message;
+        return in_words(message);
     };
     let Some((given, known)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     one_of(if kind == "field" { "a key" } else { "a word" }, given, &known)
 }
 
-/// `expected WHAT (one of ..), found "given"; did you mean ..?`
-pub(crate) fn one_of(what: &str, given: &str, known: &[&str]) -> String {
-    let known_ones = if known.is_empty() { "there is none".to_string() } else { known.join(", ") };
-    let mut message = format!("expected {what} ({known_ones}), found \"{given}\"");
-    if let Some(near) = nearest(given, known) {
-        message.push_str(&format!("; did you mean \"{near}\"?"));
+/// Types as people call them, not as the parser does.
+fn in_words(message: String) -> String {
+    const WORDS: &[(&str, &str)] = &[
+        ("expected i64", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected a string", "expected text"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected a table"),
+    ];
+    let message = WORDS.iter().fold(message, |message, (theirs, ours)| message.replace(theirs, ours));
+    // `expected struct Load` names what nobody knows.
+    match message.split_once("expected struct ") {
+        Some((before, _)) => format!("{before}expected a table"),
+        None => message,
     }
-    message
 }
 
-/// The known name that a person most likely meant: at most a third of its letters are wrong.
+/// `expected WHAT, found "given"; did you mean ..? (..)`: the near miss before the list of all.
+pub(crate) fn one_of(what: &str, given: &str, known: &[&str]) -> String {
+    let near = nearest(given, known).map_or(String::new(), |near| format!("; did you mean \"{near}\"?"));
+    let known = if known.is_empty() { "there is none".to_string() } else { known.join(", ") };
+    format!("expected {what}, found \"{given}\"{near} ({known})")
+}
+
+/// The known name that a person most likely meant: at most a third of its letters are wrong, or one is the beginning of the
+/// other.
 pub(crate) fn nearest<'a>(given: &str, known: &[&'a str]) -> Option<&'a str> {
     let given = given.to_lowercase();
+    let length = given.chars().count();
+    let begins = |name: &str| length >= 3 && (name.starts_with(&given) || (name.len() >= 3 && given.starts_with(name)));
     known
         .iter()
         .map(|name| (strsim::damerau_levenshtein(&given, &name.to_lowercase()), *name))
-        .filter(|(distance, name)| *distance <= name.chars().count().max(3) / 3)
+        .filter(|(distance, name)| {
+            *distance <= name.chars().count().max(length).max(3) / 3 && *distance < length.max(1)
+                || begins(&name.to_lowercase())
+        })
         .min()
         .map(|(_, name)| name)
 }
@@ -153,6 +189,9 @@ mod tests {
     fn the_nearest_name_is_near() {
         assert_eq!(nearest("powerloss", &["pause", "power_loss"]), Some("power_loss"));
         assert_eq!(nearest("pwoer_loss", &["pause", "power_loss"]), Some("power_loss"));
+        assert_eq!(nearest("nht", &["name", "nth", "times"]), Some("nth"));
+        assert_eq!(nearest("restart_aft", &["start", "restart_after"]), Some("restart_after"));
+        assert_eq!(nearest("xyz", &["nth", "on"]), None);
         assert_eq!(nearest("elephant", &["pause", "power_loss"]), None);
         assert_eq!(nearest("", &["pause"]), None);
     }

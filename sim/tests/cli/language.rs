@@ -62,7 +62,7 @@ fn the_whole_language_is_taken_and_survives_the_plan() {
     let scenario = parse(&text, "examples.toml", "examples", &scenarios).unwrap_or_else(|err| panic!("{err}"));
     assert!(scenario.goal.ends_with("what the handbook promises."), "{}", scenario.goal);
     let plan = Plan::resolve(&scenario, 5);
-    assert_eq!(plan.files(), ["data/flights-2013-01.parquet"]);
+    assert_eq!(plan.loads().iter().map(|(_, file)| *file).collect::<Vec<_>>(), ["data/flights-2013-01.parquet"]);
     let printed = plan.to_toml().unwrap();
     let again = Plan::read(&printed, "plan.toml").unwrap_or_else(|err| panic!("{err}\n{printed}"));
     assert_eq!(again, plan);
