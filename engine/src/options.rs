@@ -86,6 +86,8 @@ pub struct Options {
     pub session_window: u64,
     /// Requests of one session that a region remembers at most above the mark that the client acknowledged.
     pub session_requests: u64,
+    /// Names of ingested files that a region remembers, so that none is applied twice.
+    pub ingested_files: u64,
     /// Results of statements that create and drop tables which meta remembers, so that a resent one is answered and not
     /// run again. Counts when the cluster is bootstrapped.
     pub meta_results: u64,
@@ -162,6 +164,7 @@ impl Default for Options {
             write_window: 64,
             session_window: 10_000,
             session_requests: 1_024,
+            ingested_files: 10_000,
             meta_results: 10_000,
             table_regions: 1_024,
             meta_flush_entries: 100,
@@ -222,6 +225,7 @@ impl Options {
         least("write_window", self.write_window, 1)?;
         least("session_window", self.session_window, 1)?;
         least("session_requests", self.session_requests, 1)?;
+        least("ingested_files", self.ingested_files, 1)?;
         least("meta_results", self.meta_results, 1)?;
         least("table_regions", self.table_regions, 1)?;
         least("meta_flush_entries", self.meta_flush_entries, 1)?;

@@ -165,6 +165,7 @@ async fn write(region: &Region, index: u64, ids: impl Iterator<Item = i64>) {
         expected: Vec::new(),
         request: None,
         acknowledged: 0,
+        file: None,
     };
     let (command, _) = region.validate(write).unwrap();
     region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();

@@ -60,6 +60,22 @@ enum Command {
         #[arg(required = true)]
         statements: Vec<String>,
     },
+    /// Write the rows of Parquet files to a table, those of each region at once. A file of a name that was written before is
+    /// left alone.
+    Ingest {
+        /// The configuration of any of the nodes (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// The table.
+        #[arg(long)]
+        table: String,
+        /// How long each file may take, in seconds.
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
+        /// The files; each is known again by its path as it is given here.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// The file that `--config` names.
@@ -113,6 +129,10 @@ fn run(args: Args) -> Result<()> {
                 let (config, _) = load(&config)?;
                 sql(&config, Duration::from_secs(timeout), statements).await
             }
+            Command::Ingest { config, table, timeout, files } => {
+                let (config, _) = load(&config)?;
+                ingest(&config, &table, Duration::from_secs(timeout), files).await
+            }
         }
     })
 }
@@ -161,6 +181,19 @@ async fn sql(config: &NodeConfig, within: Duration, statements: Vec<String>) -> 
     Ok(())
 }
 
+async fn ingest(config: &NodeConfig, table: &str, within: Duration, files: Vec<PathBuf>) -> Result<()> {
+    for path in files {
+        let file = path.display().to_string();
+        let content = bytes_of(&path)?.into();
+        let request = Request::Ingest { table: table.to_string(), file: file.clone(), content };
+        let Response::Ingest(rows) = call(config, config.node, request, within).await? else {
+            return Err(Error::Unknown { message: "the answer is of another kind than the request".into() });
+        };
+        writeln!(std::io::stdout().lock(), "{file}: {rows} rows").map_err(|err| Error::io(&err, "print"))?;
+    }
+    Ok(())
+}
+
 async fn call(config: &NodeConfig, node: NodeId, request: Request, within: Duration) -> Result<Response> {
     let options = Arc::new(config.options.clone());
     let peers = Peers::new(NodeId(0), Arc::new(OsNet), config.nodes.clone(), options, Events::of(NodeId(0)));
@@ -186,10 +219,13 @@ fn load(path: &Path) -> Result<(NodeConfig, PathBuf)> {
     Ok((NodeConfig { node, listen, nodes, options: config.options }, data))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the configuration is read before there is a node")]
 fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|err| Error::io(&err, path.display()))?;
-    String::from_utf8(bytes).map_err(|_| Error::invalid(Invalid::Option, format!("{} is not UTF-8", path.display())))
+    String::from_utf8(bytes_of(path)?).map_err(|_| Error::invalid(Invalid::Option, format!("{} is not UTF-8", path.display())))
+}
+
+#[expect(clippy::disallowed_methods, reason = "what a person names is not in a store")]
+fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|err| Error::io(&err, path.display()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the store's folder is made before there is a store")]

@@ -145,7 +145,7 @@ impl Session {
         };
         let rows = RecordBatch::try_new(table.schema.to_arrow(), images).map_err(|err| invalid(err.into()))?;
         let op = if resolved.set.is_some() { Op::Put } else { Op::Delete };
-        Ok(Images { rows, op, expected: Some(expected) })
+        Ok(Images { rows, op, expected: Some(expected), file: None })
     }
 }
 

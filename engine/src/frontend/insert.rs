@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::concat_batches;
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::deadline::Deadline;
 use super::session::Session;
@@ -27,10 +29,42 @@ impl Session {
     /// Inserts (or replaces) the rows of `batch`, within `within`; says how many.
     pub async fn insert_within(&self, table: &str, batch: RecordBatch, within: Duration) -> Result<u64> {
         let deadline = Deadline::after(within);
-        self.again_if_changed(deadline, || self.insert_batch(table, &batch, deadline)).await
+        self.again_if_changed(deadline, || self.insert_batch(table, &batch, None, deadline)).await
     }
 
-    async fn insert_batch(&self, table: &str, batch: &RecordBatch, deadline: Deadline) -> Result<u64> {
+    /// Inserts the rows of `batch` as the file called `file`, within `within`: all that belong to a region as one write, and
+    /// only where rows of that name were not written before. Says how many rows the file has, also if they were there.
+    ///
+    /// # Errors
+    /// `partial` if some regions have their part: ingest it again. `out_of_range` if a region's part is larger than half of
+    /// [`Options::rpc_frame_bytes`](crate::options::Options::rpc_frame_bytes).
+    pub async fn ingest_within(&self, table: &str, file: &str, batch: RecordBatch, within: Duration) -> Result<u64> {
+        if file.is_empty() {
+            return Err(Error::invalid(Invalid::Request, "a file to ingest needs a name, by which it is known again"));
+        }
+        let deadline = Deadline::after(within);
+        self.again_if_changed(deadline, || self.insert_batch(table, &batch, Some(file), deadline)).await
+    }
+
+    /// The same for the content of a Parquet file.
+    pub async fn ingest_parquet(&self, table: &str, file: &str, content: Bytes, within: Duration) -> Result<u64> {
+        let unreadable = |err: &dyn std::fmt::Display| {
+            Error::invalid(Invalid::Evaluation, format!("file {file:?} is no Parquet file that can be read: {err}"))
+        };
+        let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|err| unreadable(&err))?;
+        let schema = reader.schema().clone();
+        let batches = reader.build().map_err(|err| unreadable(&err))?.collect::<Result<Vec<_>, _>>();
+        let batch = concat_batches(&schema, &batches.map_err(|err| unreadable(&err))?);
+        self.ingest_within(table, file, batch.map_err(|err| unreadable(&err))?, within).await
+    }
+
+    async fn insert_batch(
+        &self,
+        table: &str,
+        batch: &RecordBatch,
+        file: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<u64> {
         let table = self.frontend().routes().table(table, deadline).await?;
         let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
         let positions = positions(&names, &table)?;
@@ -39,7 +73,7 @@ impl Session {
             given[*at] = Some(to_column(cells, &table.schema.columns()[*at], &table.name)?);
         }
         let rows = complete(&table, given, batch.num_rows(), &self.evaluator())?;
-        self.put(&table, rows, deadline).await
+        self.put(&table, rows, file, deadline).await
     }
 
     pub(super) async fn insert_statement(&self, insert: &Insert, deadline: Deadline) -> Result<u64> {
@@ -68,16 +102,22 @@ impl Session {
             }
         };
         let rows = complete(&table, given, rows, &evaluator)?;
-        self.put(&table, rows, deadline).await
+        self.put(&table, rows, None, deadline).await
     }
 
-    async fn put(&self, table: &Arc<TableDef>, rows: RecordBatch, deadline: Deadline) -> Result<u64> {
+    async fn put(
+        &self,
+        table: &Arc<TableDef>,
+        rows: RecordBatch,
+        file: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<u64> {
         if rows.num_rows() == 0 {
             return Ok(0);
         }
         let open = self.begin(deadline).await?;
         let mut written = Written::default();
-        let images = Images { rows, op: Op::Put, expected: None };
+        let images = Images { rows, op: Op::Put, expected: None, file: file.map(str::to_string) };
         self.frontend().write(&open, table, images, &mut written, deadline).await?;
         Ok(written.rows)
     }

@@ -29,6 +29,8 @@ pub(super) struct Images {
     pub op: Op,
     /// The sequence that each row was computed from; none: write whatever is there.
     pub expected: Option<UInt64Array>,
+    /// The name of the rows; then those of a region are one write.
+    pub file: Option<String>,
 }
 
 /// What was written of a statement.
@@ -80,7 +82,7 @@ impl Frontend {
                 (expected, _) => expected.clone(),
             };
             let region = &table.regions[share.region];
-            let left = self.chunks(Images { rows: share.rows, op: images.op, expected })?;
+            let left = self.chunks(Images { rows: share.rows, op: images.op, expected, file: images.file.clone() })?;
             parts.push(Part { region, rows: 0, chunks: 0, left, conflicts: BTreeSet::new(), failure: None });
         }
         let mut table = Cow::Borrowed(table);
@@ -139,7 +141,10 @@ impl Frontend {
     /// Cuts rows into pieces that the options and a frame allow.
     fn chunks(&self, images: Images) -> Result<VecDeque<Chunk>> {
         let rows = images.rows.num_rows();
-        let most = usize::try_from(self.options().write_batch_rows).unwrap_or(usize::MAX).max(1);
+        let most = match images.file {
+            Some(_) => rows.max(1),
+            None => usize::try_from(self.options().write_batch_rows).unwrap_or(usize::MAX).max(1),
+        };
         // Room for the rest of the frame: ids, ops, expected sequences.
         let room = (self.options().rpc_frame_bytes / 2) as usize;
         let mut todo: Vec<(usize, usize)> =
@@ -150,6 +155,12 @@ impl Frontend {
             let encoded = encode_batch(&images.rows);
             if encoded.len() <= room {
                 chunks.push_back(Chunk { images, encoded });
+            } else if let Some(file) = &images.file {
+                let message = format!(
+                    "file {file:?} has {} bytes of rows for one region, more than a unit may have, {room}: ingest it in parts",
+                    encoded.len()
+                );
+                return Err(Error::invalid(Invalid::OutOfRange, message));
             } else if len > 1 {
                 todo.push((start + len / 2, len - len / 2));
                 todo.push((start, len / 2));
@@ -272,7 +283,7 @@ impl Frontend {
         let columns = is.schema.columns().iter().map(column).collect::<Result<_>>()?;
         let rows = RecordBatch::try_new(is.schema.to_arrow(), columns)
             .map_err(|err| Error::invalid(Invalid::Evaluation, err.to_string()))?;
-        Ok(Images { rows, op: images.op, expected: images.expected.clone() })
+        Ok(Images { rows, ..images.clone() })
     }
 
     /// Sends one write until there is an answer.
@@ -302,6 +313,7 @@ impl Frontend {
                 expected: expected.clone(),
                 request: Some(id),
                 acknowledged: open.acknowledged(),
+                file: images.file.clone(),
             };
             let request = Request::Write { region: region.id, write };
             let answer = self.routes().region(region, &request, deadline).await;
@@ -354,6 +366,7 @@ impl Images {
             rows: self.rows.slice(start, len),
             op: self.op,
             expected: self.expected.as_ref().map(|expected| expected.slice(start, len)),
+            file: self.file.clone(),
         }
     }
 
@@ -364,6 +377,7 @@ impl Images {
                 .map_err(|err| Error::invalid(Invalid::Evaluation, err.to_string()))?,
             op: self.op,
             expected: self.expected.as_ref().map(|expected| taken(expected, &rows)),
+            file: self.file.clone(),
         })
     }
 }

@@ -55,8 +55,8 @@ enum Verdict {
 
 impl Region {
     async fn apply_command(&self, id: LogId, command: Bytes) -> Result<Bytes> {
-        let (write, sessions) = match Command::decode(&command)? {
-            Command::Write { write, sessions } => (write, sessions),
+        let (write, sessions, files) = match Command::decode(&command)? {
+            Command::Write { write, sessions, files } => (write, sessions, files),
             Command::Alter { by, schema } => return Ok(self.apply_alter(id, command, by, *schema)),
             Command::Truncate { by } => return Ok(self.apply_truncate(id, command, by)),
             Command::Expire { before } => return Ok(self.apply_expire(id, command, before)),
@@ -66,7 +66,13 @@ impl Region {
         let verdict = self.judge(&write).await?;
         Ok(self.finish(id, command, |state| {
             let outcome = match verdict {
-                Verdict::Write { rows, keys } => Ok(state.write(rows, keys, &write.ops)),
+                Verdict::Write { rows, keys } => {
+                    let answer = state.write(rows, keys, &write.ops);
+                    if let Some(file) = write.file {
+                        state.side.ingested.record(file, answer, files);
+                    }
+                    Ok(answer)
+                }
                 Verdict::Decided(outcome) => outcome,
             };
             let encoded = encode_outcome(&outcome);
@@ -96,6 +102,12 @@ impl Region {
                     return Ok(Verdict::Decided(Err(Error::SessionExpired { session: request.session })));
                 }
             }
+        }
+        if let Some(file) = &write.file
+            && let Some(answer) = self.state.lock().expect("no panic holds the lock").side.ingested.look(file)
+        {
+            self.spec.events.emit(|| Event::WriteRepeated { region: self.id, replica });
+            return Ok(Verdict::Decided(Ok(answer)));
         }
         let schema = self.version().schema().clone();
         if write.schema_version != schema.version {

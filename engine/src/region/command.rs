@@ -17,6 +17,8 @@ pub enum Command {
         write: WriteRequest,
         /// Sessions that the region remembers at most, as the proposer's options say.
         sessions: u64,
+        /// Names of files that the region remembers at most, as the proposer's options say.
+        files: u64,
     },
     /// The columns change. Resent by the same procedure, or by an earlier one that comes late, it does nothing.
     Alter {

@@ -22,6 +22,8 @@ pub struct WriteRequest {
     pub request: Option<RequestId>,
     /// The client has the answers of all statements of its session below this one: the region may forget them.
     pub acknowledged: u64,
+    /// Names the rows, whoever sends them: of a name that was applied before nothing is written again.
+    pub file: Option<String>,
 }
 
 /// What a write did.

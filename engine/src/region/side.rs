@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::command::Outcome;
+use super::request::WriteAnswer;
 use crate::error::Error;
 use crate::raft::Membership;
 use crate::storage::range::RangeTombstones;
@@ -27,6 +28,8 @@ pub struct Side {
     pub digest: u64,
     /// What was answered to whom.
     pub sessions: Sessions,
+    /// What was ingested.
+    pub ingested: Ingested,
     /// The last procedure that changed the region as a whole. There is one of them at a time, and their ids only grow.
     pub procedure: Option<ProcedureId>,
     /// What hides many rows at once.
@@ -113,6 +116,31 @@ struct Session {
     used: u64,
 }
 
+/// The files whose rows were applied, so that none is applied twice, whoever sends it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingested {
+    /// By name: how many files were before it, and what was answered.
+    files: BTreeMap<String, (u64, WriteAnswer)>,
+    count: u64,
+}
+
+impl Ingested {
+    /// What was answered when the file was applied; none: it was not, or that is forgotten.
+    pub fn look(&self, file: &str) -> Option<WriteAnswer> {
+        self.files.get(file).map(|(_, answer)| *answer)
+    }
+
+    /// Remembers a file, and forgets the oldest ones while there are more than `limit`.
+    pub fn record(&mut self, file: String, answer: WriteAnswer, limit: u64) {
+        self.files.insert(file, (self.count, answer));
+        self.count += 1;
+        while self.files.len() as u64 > limit.max(1) {
+            let oldest = self.files.iter().min_by_key(|(_, (number, _))| *number).map(|(file, _)| file.clone());
+            oldest.and_then(|oldest| self.files.remove(&oldest));
+        }
+    }
+}
+
 /// What the region knows of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -164,7 +192,6 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::request::WriteAnswer;
 
     fn request(session: u64, statement: u64, part: u32) -> RequestId {
         RequestId { session: SessionId(session), statement, part }
@@ -187,6 +214,16 @@ mod tests {
         assert_eq!(sessions.look(request(1, 1, 0)), Seen::Forgotten, "a late duplicate must not be applied again");
         assert_eq!(sessions.look(request(1, 2, 0)), Seen::Answered(answer(20)));
         assert_eq!(sessions.remembered(SessionId(1)), 3);
+    }
+
+    #[test]
+    fn the_files_that_came_last_are_remembered() {
+        let mut ingested = Ingested::default();
+        let answer = |rows| WriteAnswer { rows, sequence: Sequence(rows) };
+        for (number, file) in ["c", "a", "b"].into_iter().enumerate() {
+            ingested.record(file.to_string(), answer(number as u64), 2);
+        }
+        assert_eq!(["c", "a", "b"].map(|file| ingested.look(file)), [None, Some(answer(1)), Some(answer(2))]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::command::Command;
+use super::command::{Command, decode_outcome};
 use super::request::WriteRequest;
 use super::*;
 use crate::disk::memory::{Fault, MemoryDisk};
@@ -46,6 +46,11 @@ async fn put(region: &Region, index: u64, values: &[i64]) {
 }
 
 async fn put_rows(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>) {
+    put_file(region, index, schema, rows, None).await;
+}
+
+/// Answers the sequence that the write was answered with.
+async fn put_file(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>, file: Option<&str>) -> u64 {
     let cells = |at: usize| rows.iter().map(|row| row[at].clone()).collect::<Vec<_>>();
     let columns = schema.columns().iter().enumerate();
     let columns = columns.map(|(at, column)| Value::to_array(&cells(at), column.column_type)).collect();
@@ -57,9 +62,11 @@ async fn put_rows(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Va
         expected: Vec::new(),
         request: None,
         acknowledged: 0,
+        file: file.map(str::to_string),
     };
-    let command = Command::Write { write, sessions: 1 }.encode();
-    region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
+    let command = Command::Write { write, sessions: 1, files: 2 }.encode();
+    let outcome = region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
+    decode_outcome(&outcome).unwrap().sequence.0
 }
 
 /// `snapshot` as it arrives at `region`.
@@ -101,6 +108,58 @@ async fn retired_files_go_when_their_last_reader_does() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(files(&disk, "replicas/2/sst"), 2);
     assert_eq!(receiver.version().ssts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_comes_again_is_answered_and_not_written_also_after_a_restart() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    let schema = region.version().schema().clone();
+    let rows = |value: i64| vec![vec![Value::Int(value)]];
+    assert_eq!(put_file(&region, 1, &schema, rows(1), Some("x")).await, 1);
+    assert_eq!(put_file(&region, 2, &schema, rows(2), Some("y")).await, 2);
+    assert_eq!(put_file(&region, 3, &schema, rows(1), Some("x")).await, 1);
+    region.flush().await.unwrap();
+    region.close().await;
+    drop(region);
+    let region = replica(&disk, 1).await;
+    assert_eq!(put_file(&region, 4, &schema, rows(1), Some("x")).await, 1);
+    assert_eq!(region.visible(), Sequence(2));
+    // Two are remembered, as the entries say.
+    assert_eq!(put_file(&region, 5, &schema, rows(3), Some("z")).await, 3);
+    assert_eq!(put_file(&region, 6, &schema, rows(1), Some("x")).await, 4);
+}
+
+#[tokio::test]
+async fn what_is_pinned_stays_readable_until_it_is_let_go() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    let pin = |index, command: Command| {
+        let region = region.clone();
+        async move {
+            let outcome = region.apply(LogId { term: 1, index }, Change::Command(command.encode())).await.unwrap();
+            decode_outcome(&outcome).unwrap().sequence.0
+        }
+    };
+    let at = crate::types::Timestamp(7);
+    put(&region, 1, &[1, 2]).await;
+    assert_eq!(pin(2, Command::Pin { name: "p".into(), at }).await, 2, "what is visible when it is applied");
+    put(&region, 3, &[1, 2, 3]).await;
+    assert_eq!(pin(4, Command::Pin { name: "p".into(), at }).await, 2, "it stays where it is");
+    for index in 5..8 {
+        put(&region, index, &[1, 2]).await;
+        region.flush().await.unwrap();
+        sleep(Duration::from_secs(100)).await;
+        region.compact(false).await.unwrap();
+    }
+    assert_eq!(scan(&region, 2).await, Ok(2));
+    assert_eq!(region.version().oldest, Sequence(2));
+    pin(8, Command::Unpin { name: "p".into() }).await;
+    put(&region, 9, &[1]).await;
+    region.flush().await.unwrap();
+    sleep(Duration::from_secs(100)).await;
+    region.compact(false).await.unwrap();
+    assert_eq!(scan(&region, 2).await.unwrap_err().code(), "too_old");
 }
 
 /// The newest rows at `upto`, or the error.

@@ -32,7 +32,8 @@ impl Region {
                 return Err(Error::Busy { what });
             }
         }
-        Ok((Command::Write { write, sessions: self.spec.options.session_window }.encode(), rows))
+        let (sessions, files) = (self.spec.options.session_window, self.spec.options.ingested_files);
+        Ok((Command::Write { write, sessions, files }.encode(), rows))
     }
 }
 

@@ -102,6 +102,15 @@ pub enum Request {
         /// The statement.
         sql: String,
     },
+    /// The rows of a Parquet file, for a table: from a client, to any node.
+    Ingest {
+        /// The table.
+        table: String,
+        /// The name of the file, by which it is known again.
+        file: String,
+        /// Its content.
+        content: Bytes,
+    },
     /// Merge the files of the region's replica on this node.
     Compact {
         /// The region.
@@ -226,6 +235,8 @@ pub enum Response {
     /// `AddLearner`, `ChangeMembers`, `RemoveLearner`, `Ping`.
     Done,
     Pins(Vec<PinStatus>),
+    /// How many rows the file has.
+    Ingest(u64),
     Clock(Timestamp),
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
@@ -278,6 +289,7 @@ pub enum Kind {
     ChangeMembers = 26,
     RemoveLearner = 27,
     Ping = 28,
+    Ingest = 29,
 }
 
 impl Kind {
@@ -311,6 +323,7 @@ impl Kind {
         (Kind::ChangeMembers, "change_members"),
         (Kind::RemoveLearner, "remove_learner"),
         (Kind::Ping, "ping"),
+        (Kind::Ingest, "ingest"),
     ];
 
     /// The kind that is written as `byte`.
@@ -356,6 +369,7 @@ impl Request {
             Request::ChangeMembers { .. } => Kind::ChangeMembers,
             Request::RemoveLearner { .. } => Kind::RemoveLearner,
             Request::Ping => Kind::Ping,
+            Request::Ingest { .. } => Kind::Ingest,
         }
     }
 

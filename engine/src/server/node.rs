@@ -308,6 +308,10 @@ impl Shared {
                 let command = Command::Alter { by: by.procedure, schema };
                 self.store()?.change(region, command).await.map(|()| Response::Done)
             }
+            Request::Ingest { table, file, content } => {
+                let session = self.frontend.session();
+                session.ingest_parquet(&table, &file, content, within).await.map(Response::Ingest)
+            }
             Request::Compact { region, is_strict } => {
                 self.store()?.compact(region, is_strict).await.map(|()| Response::Done)
             }

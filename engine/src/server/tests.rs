@@ -128,6 +128,7 @@ async fn put(store: &Store, number: u32, n: i64, expected: Option<u64>) -> Resul
         expected: expected.into_iter().map(Sequence).collect(),
         request: None,
         acknowledged: 0,
+        file: None,
     };
     Ok(store.write(region(number), write, Duration::from_secs(10)).await?.sequence)
 }

@@ -180,6 +180,7 @@ mod tests {
             expected: vec![],
             request: Some(request),
             acknowledged: 0,
+            file: None,
         };
         let answer = WriteAnswer { rows: 1, sequence: Sequence(sequence) };
         Event::Applied {
@@ -187,7 +188,7 @@ mod tests {
             replica: ReplicaId(replica),
             incarnation: Incarnation(1),
             log_id: LogId { term: 1, index },
-            command: Command::Write { write, sessions: 9 }.encode(),
+            command: Command::Write { write, sessions: 9, files: 9 }.encode(),
             outcome: encode_outcome(&Ok(answer)),
             sequence: Sequence(sequence),
             digest,

@@ -155,9 +155,20 @@ impl Clients {
         }
     }
 
-    /// Inserts `batch` into `table` below the parser; the oracle hears of the answer.
-    pub async fn insert(&self, client: &str, table: &TableDef, batch: RecordBatch, within: Duration) -> Result<u64> {
-        let inserted = self.session(client).insert_within(&table.name, batch.clone(), within).await;
+    /// Inserts `batch` into `table` below the parser, or ingests it as `file`; the oracle hears of the answer.
+    pub async fn insert(
+        &self,
+        client: &str,
+        table: &TableDef,
+        batch: RecordBatch,
+        file: Option<&str>,
+        within: Duration,
+    ) -> Result<u64> {
+        let session = self.session(client);
+        let inserted = match file {
+            Some(file) => session.ingest_within(&table.name, file, batch.clone(), within).await,
+            None => session.insert_within(&table.name, batch.clone(), within).await,
+        };
         let answer = inserted.as_ref().map_or_else(|err| err.code().to_string(), |rows| format!("{rows} rows"));
         self.answered_with(client, &answer);
         let told = inserted.as_ref().map(|_| ()).map_err(Clone::clone);

@@ -271,9 +271,10 @@ async fn run_load(clients: Clients, hub: Hub, line: u32, load: Load) -> Result<(
     };
     let deadline = now() + within;
     let mut rows = 0;
-    for batch in batches {
+    for (number, batch) in batches.into_iter().enumerate() {
+        let file = load.ingest.as_ref().map(|name| format!("{name}/{number}"));
         rows += clients
-            .insert(client, &table, batch, deadline.saturating_sub(now()))
+            .insert(client, &table, batch, file.as_deref(), deadline.saturating_sub(now()))
             .await
             .map_err(|err| failed(&err, format!("load of {}: {err}", load.table)))?;
     }

@@ -126,7 +126,7 @@ impl Client {
                 self.keys += 1;
                 let row = self.new_row(table, op);
                 let batch = batch_of(table, &row);
-                let inserted = self.clients.insert(&self.name, table, batch, PATIENCE).await;
+                let inserted = self.clients.insert(&self.name, table, batch, None, PATIENCE).await;
                 inserted.map_err(|err| self.failed(op, &err))?;
                 self.held.push(row);
             }

@@ -356,7 +356,8 @@ impl Decoder<'_> {
         }
         let rows = self.number(&load.rows, 1, i64::MAX);
         let batch = self.number(&load.batch, 1, MANY).unwrap_or(500);
-        Some(Load { table: table?, file: file?, rows, batch, casts, client, within, unknown, start })
+        let ingest = load.ingest.map(Spanned::into_inner);
+        Some(Load { table: table?, file: file?, rows, batch, ingest, casts, client, within, unknown, start })
     }
 
     fn unknown(&mut self, raw: &Text) -> Unknown {

@@ -167,6 +167,8 @@ pub struct Load {
     pub rows: Option<u64>,
     /// Rows of one INSERT.
     pub batch: u64,
+    /// The batches are ingested as files of this name and a number, so that none is written twice; none: they are inserted.
+    pub ingest: Option<String>,
     /// Columns of the file that are cast before they become the table's, with the type.
     pub casts: BTreeMap<String, SqlType>,
     /// See [`Statement::client`].

@@ -91,6 +91,7 @@ pub(super) struct Load {
     pub file: Text,
     pub rows: Number,
     pub batch: Number,
+    pub ingest: Text,
     #[serde(default)]
     pub casts: BTreeMap<Spanned<String>, Spanned<String>>,
 }

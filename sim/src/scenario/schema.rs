@@ -69,6 +69,7 @@ fn step(kinds: &[&str]) -> Value {
                 "file": text("A Parquet file, relative to the scenario."),
                 "rows": count(1, "The first so many rows (all if absent)."),
                 "batch": count(1, "Rows of one INSERT (500 if absent)."),
+                "ingest": text("Ingests each batch as a file of this name and a number: none is written twice."),
                 "casts": { "type": "object", "additionalProperties": { "type": "string" },
                            "description": "COLUMN = TYPE: columns of the file that are cast before they are inserted." },
             })),

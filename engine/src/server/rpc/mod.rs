@@ -61,7 +61,7 @@ impl Lane {
     pub fn of(kind: Kind) -> Lane {
         match kind {
             Kind::Append | Kind::Vote | Kind::PreVote | Kind::RaftTransfer => Lane::Raft,
-            Kind::Snapshot | Kind::Scan | Kind::Sql | Kind::Compact | Kind::Files => Lane::Bulk,
+            Kind::Snapshot | Kind::Scan | Kind::Sql | Kind::Ingest | Kind::Compact | Kind::Files => Lane::Bulk,
             Kind::Write
             | Kind::CreateReplica
             | Kind::InitGroup
