@@ -220,7 +220,8 @@ fn load(path: &Path) -> Result<(NodeConfig, PathBuf)> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    String::from_utf8(bytes_of(path)?).map_err(|_| Error::invalid(Invalid::Option, format!("{} is not UTF-8", path.display())))
+    String::from_utf8(bytes_of(path)?)
+        .map_err(|_| Error::invalid(Invalid::Option, format!("{} is not UTF-8", path.display())))
 }
 
 #[expect(clippy::disallowed_methods, reason = "what a person names is not in a store")]
