@@ -181,7 +181,7 @@ fn one_history(project: &Project, name: &str) -> Result<(), Failed> {
             let history = repro["report"]["history"].clone();
             let answers: usize =
                 history.as_object().into_iter().flatten().filter_map(|(_, of)| Some(of.as_array()?.len())).sum();
-            if answers < 400 {
+            if answers < 360 {
                 return Err(format!("with seed {seed} and {what}: only {answers} answers").into());
             }
             let usual = usual.get_or_insert_with(|| history.clone());

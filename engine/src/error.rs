@@ -111,6 +111,7 @@ pub enum Invalid {
     UnknownOption,
     DuplicateTable,
     DuplicateColumn,
+    DuplicateFile,
     WrongType,
     OutOfRange,
     NotNull,
@@ -180,6 +181,7 @@ impl Error {
     /// | `unknown_option` | a table has no such option |
     /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
     /// | `duplicate_column` | a column is defined or given twice |
+    /// | `duplicate_file` | a file of that name was ingested with other rows |
     /// | `wrong_type` | a value is of another type; CAST it. Or an ALTER to a type that does not hold every value |
     /// | `out_of_range` | a value is of the right type and does not fit, or a computation overflows |
     /// | `not_null` | NULL where the column is NOT NULL |
@@ -223,6 +225,7 @@ impl Error {
         "unknown_option",
         "duplicate_table",
         "duplicate_column",
+        "duplicate_file",
         "wrong_type",
         "out_of_range",
         "not_null",
@@ -344,6 +347,7 @@ impl Invalid {
             Invalid::UnknownOption => "unknown_option",
             Invalid::DuplicateTable => "duplicate_table",
             Invalid::DuplicateColumn => "duplicate_column",
+            Invalid::DuplicateFile => "duplicate_file",
             Invalid::WrongType => "wrong_type",
             Invalid::OutOfRange => "out_of_range",
             Invalid::NotNull => "not_null",

@@ -13,8 +13,9 @@ use super::session::Session;
 use super::write::{Images, Written};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
+use crate::region::request::FileName;
 use crate::sql::{Evaluator, Insert, Source, invalid, suggest, to_column};
-use crate::types::Op;
+use crate::types::{Op, encode_batch};
 
 impl Session {
     /// Inserts (or replaces) the rows of `batch`, within the time that the options give; says how many.
@@ -42,8 +43,10 @@ impl Session {
         if file.is_empty() {
             return Err(Error::invalid(Invalid::Request, "a file to ingest needs a name, by which it is known again"));
         }
+        // Of the rows as they are given: defaults may differ from time to time.
+        let file = FileName { name: file.to_string(), checksum: crc32fast::hash(&encode_batch(&batch)) };
         let deadline = Deadline::after(within);
-        self.again_if_changed(deadline, || self.insert_batch(table, &batch, Some(file), deadline)).await
+        self.again_if_changed(deadline, || self.insert_batch(table, &batch, Some(&file), deadline)).await
     }
 
     /// The same for the content of a Parquet file.
@@ -62,7 +65,7 @@ impl Session {
         &self,
         table: &str,
         batch: &RecordBatch,
-        file: Option<&str>,
+        file: Option<&FileName>,
         deadline: Deadline,
     ) -> Result<u64> {
         let table = self.frontend().routes().table(table, deadline).await?;
@@ -109,7 +112,7 @@ impl Session {
         &self,
         table: &Arc<TableDef>,
         rows: RecordBatch,
-        file: Option<&str>,
+        file: Option<&FileName>,
         deadline: Deadline,
     ) -> Result<u64> {
         if rows.num_rows() == 0 {
@@ -117,7 +120,7 @@ impl Session {
         }
         let open = self.begin(deadline).await?;
         let mut written = Written::default();
-        let images = Images { rows, op: Op::Put, expected: None, file: file.map(str::to_string) };
+        let images = Images { rows, op: Op::Put, expected: None, file: file.cloned() };
         self.frontend().write(&open, table, images, &mut written, deadline).await?;
         Ok(written.rows)
     }

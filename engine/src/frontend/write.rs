@@ -15,7 +15,7 @@ use super::route::mismatch;
 use super::session::OpenStatement;
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::{RegionDef, TableDef};
-use crate::region::request::{WriteAnswer, WriteRequest};
+use crate::region::request::{FileName, WriteAnswer, WriteRequest};
 use crate::server::message::{Request, Response};
 use crate::sql::to_column;
 use crate::types::{Column, Key, Op, RegionId, Sequence, Value, encode_batch, encode_keys};
@@ -30,7 +30,7 @@ pub(super) struct Images {
     /// The sequence that each row was computed from; none: write whatever is there.
     pub expected: Option<UInt64Array>,
     /// The name of the rows; then those of a region are one write.
-    pub file: Option<String>,
+    pub file: Option<FileName>,
 }
 
 /// What was written of a statement.
@@ -157,7 +157,8 @@ impl Frontend {
                 chunks.push_back(Chunk { images, encoded });
             } else if let Some(file) = &images.file {
                 let message = format!(
-                    "file {file:?} has {} bytes of rows for one region, more than a unit may have, {room}: ingest it in parts",
+                    "file {:?} has {} bytes of rows for one region, more than a unit may have, {room}: ingest it in parts",
+                    file.name,
                     encoded.len()
                 );
                 return Err(Error::invalid(Invalid::OutOfRange, message));

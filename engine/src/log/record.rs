@@ -20,8 +20,8 @@ use crate::types::{LogId, ReplicaId, Vote};
 /// Bytes of a record without its payload.
 pub(super) const HEADER: usize = 48;
 
-/// The layout above. A log that says another number was written by another version of the program.
-pub(super) const FORMAT: u64 = 1;
+/// The layout above, and of what stands in the entries. A log that says another number was written by another version of the program.
+pub(super) const FORMAT: u64 = 2;
 
 const LAST: u8 = 1;
 const COMMITTED: u8 = 2;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::catalog::RegionDef;
 use super::procedure::{Procedure, ProcedureState};
 use super::state::MetaState;
 use crate::types::{NodeId, ProcedureId, RegionId};
@@ -63,15 +64,20 @@ pub fn next_repair(
     live: &BTreeSet<NodeId>,
     most: u64,
 ) -> Option<(RegionId, NodeId)> {
+    // Without a majority of its replicas a region cannot change its members: nobody waits for that, and nothing waits for it.
+    let can_be_changed =
+        |def: &RegionDef| def.replicas.values().filter(|node| live.contains(node)).count() * 2 > def.replicas.len();
     let is_repair = |procedure: &&Procedure| {
-        procedure.request.is_none() && procedure.state.moves().is_some() && !procedure.state.is_decided()
+        let moves = procedure.state.moves().filter(|_| procedure.request.is_none() && !procedure.state.is_decided());
+        let region = moves.and_then(|of| procedure.table.regions.iter().find(|def| def.id == of.region));
+        region.is_some_and(can_be_changed)
     };
     if state.procedures().filter(is_repair).count() as u64 >= most {
         return None;
     }
     let mut regions = state.tables().flat_map(|table| &table.regions).filter(|def| !state.is_changing(def.id));
     regions.find_map(|def| {
-        let node = def.replicas.values().find(|node| dead.contains(node))?;
+        let node = def.replicas.values().find(|node| dead.contains(node)).filter(|_| can_be_changed(def))?;
         state.target(def, live).map(|_| (def.id, *node))
     })
 }

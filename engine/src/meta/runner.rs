@@ -144,9 +144,10 @@ impl Runner {
         let mut detector = Detector::new(self.dead_after);
         let mut told = BTreeMap::new();
         let mut before = Instant::now();
+        let tick = (self.dead_after / 10).max(Duration::from_millis(1));
         while self.leads(term) {
             // Often enough that one lost answer is not what decides.
-            sleep((self.dead_after / 10).max(Duration::from_millis(1))).await;
+            sleep(tick).await;
             let nodes = self.machine.read(|state| state.nodes().cloned().unwrap_or_default());
             let asked = nodes.iter().map(|node| async move {
                 let answer = timeout(self.call, self.nodes.call(*node, Request::Ping, self.call)).await;
@@ -154,7 +155,8 @@ impl Runner {
             });
             let answered = join_all(asked).await.into_iter().flatten().collect();
             let now = Instant::now();
-            detector.hear(&nodes, answered, now - before);
+            // What else took time (this process was stopped, say) is nobody's silence.
+            detector.hear(&nodes, answered, (now - before).min(tick + self.call));
             before = now;
             if self.leads(term) {
                 self.repair(term, &detector, &mut told).await;

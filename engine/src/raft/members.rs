@@ -65,7 +65,13 @@ pub fn to_learner(membership: &Membership, change: &Replacement) -> Step {
     match place(membership, change) {
         Place::Outside => {
             let (old, _) = sets(change);
-            Step::Add { strays: membership.replicas.keys().filter(|id| !old.contains(id)).copied().collect() }
+            let strays: BTreeSet<ReplicaId> =
+                membership.replicas.keys().filter(|id| !old.contains(id)).copied().collect();
+            // Ids only grow: where a later one is, this is a late copy of a change that was given up.
+            match strays.last() > Some(&change.joins.0) {
+                true => Step::Refused,
+                false => Step::Add { strays },
+            }
         }
         Place::Learner | Place::Joint | Place::Switched => Step::Done,
         Place::Elsewhere => Step::Refused,

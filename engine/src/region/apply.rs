@@ -59,7 +59,9 @@ impl Region {
             Command::Write { write, sessions, files } => (write, sessions, files),
             Command::Alter { by, schema } => return Ok(self.apply_alter(id, command, by, *schema)),
             Command::Truncate { by } => return Ok(self.apply_truncate(id, command, by)),
-            Command::Expire { before } => return Ok(self.apply_expire(id, command, before)),
+            Command::Expire { schema_version, before } => {
+                return Ok(self.apply_expire(id, command, schema_version, before));
+            }
             Command::Pin { name, at } => return Ok(self.apply_pin(id, command, name, at)),
             Command::Unpin { name } => return Ok(self.apply_unpin(id, command, &name)),
         };
@@ -104,10 +106,10 @@ impl Region {
             }
         }
         if let Some(file) = &write.file
-            && let Some(answer) = self.state.lock().expect("no panic holds the lock").side.ingested.look(file)
+            && let Some(outcome) = self.state.lock().expect("no panic holds the lock").side.ingested.look(file)
         {
             self.spec.events.emit(|| Event::WriteRepeated { region: self.id, replica });
-            return Ok(Verdict::Decided(Ok(answer)));
+            return Ok(Verdict::Decided(outcome));
         }
         let schema = self.version().schema().clone();
         if write.schema_version != schema.version {

@@ -32,8 +32,11 @@ pub enum Command {
         /// On whose behalf.
         by: ProcedureId,
     },
-    /// Rows of an earlier time go. With a watermark that is not later than the one before it does nothing.
+    /// Rows of an earlier time go. With a watermark that is not later than the one before, or made for another version of the
+    /// schema, which has the ttl, it does nothing.
     Expire {
+        /// The version of the schema.
+        schema_version: u64,
         /// The watermark, in the unit of the TIME INDEX.
         before: i64,
     },

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Region;
 use super::files::{Pending, Writing};
@@ -145,9 +145,10 @@ async fn windows(
     while let Some(rows) = merge.next().await? {
         numbers.extend(timestamps(rows.batch.column(0)).iter().map(|time| time.div_euclid(length)));
     }
+    let clamped = |time: i128| i64::try_from(time).unwrap_or(if time < 0 { i64::MIN } else { i64::MAX });
     let bounds = |number: i64| {
-        let from = number.saturating_mul(length);
-        (from, from.saturating_add(length - 1))
+        let from = i128::from(number) * i128::from(length);
+        (clamped(from), clamped(from + i128::from(length) - 1))
     };
     Ok(numbers.into_iter().map(bounds).collect())
 }
@@ -159,6 +160,11 @@ pub(super) async fn work(region: Weak<Region>) {
         let Some(region) = region.upgrade() else { return };
         let due = async {
             match &mut failing {
+                // Until no scan may be reading it any more.
+                None if region.has_hidden_files() => {
+                    let keep = Duration::from_millis(region.spec.options.version_keep_ms.max(1));
+                    let _ = timeout(keep, region.compacting.due.notified()).await;
+                }
                 None => region.compacting.due.notified().await,
                 Some(pauses) => sleep(pauses.next_pause()).await,
             }
@@ -199,6 +205,15 @@ impl Region {
         }
         self.compacting.due.notify_one();
         answer.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Whether there are files of which everything is hidden and nothing pinned.
+    fn has_hidden_files(&self) -> bool {
+        let version = self.version();
+        let flushed = &version.flushed;
+        let hidden = flushed.rules.ranges.upto(flushed.pinned.unwrap_or(flushed.sequence));
+        let has_time = version.schema().time_index().is_some();
+        version.ssts.values().any(|sst| hidden.hides_file(sst.meta(), has_time))
     }
 
     async fn compact_by(&self, strategy: &Strategy) -> Result<()> {
@@ -248,8 +263,9 @@ impl Region {
         let oldest = horizon.min(flushed.pinned.unwrap_or(horizon)).max(version.oldest);
         let hidden = flushed.rules.ranges.upto(oldest);
         let files = || version.ssts.values().map(|sst| sst.meta());
+        let has_time = version.schema().time_index().is_some();
         // What nobody can see goes without being read.
-        let gone: Vec<FileId> = files().filter(|file| hidden.hides_file(file)).map(|file| file.id).collect();
+        let gone: Vec<FileId> = files().filter(|file| hidden.hides_file(file, has_time)).map(|file| file.id).collect();
         let (picked, is_split) = match gone.is_empty() {
             true => match pick(files(), strategy) {
                 Some(pick) => (pick.inputs, pick.is_split),

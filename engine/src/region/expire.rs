@@ -16,6 +16,7 @@ use super::{Region, State};
 use crate::event::Event;
 #[cfg(doc)]
 use crate::storage::range::RangeTombstones;
+use crate::storage::version::Version;
 use crate::types::{LogId, NodeId, Sequence, TimeUnit};
 
 /// What is needed to find the next watermark of a region.
@@ -27,22 +28,26 @@ pub struct Expiry {
     pub unit: TimeUnit,
     /// The watermark, if rows have expired.
     pub watermark: Option<i64>,
+    /// The earliest time of a row; of one that has expired, perhaps, and is still to be dropped. None: there are no rows.
+    pub earliest: Option<i64>,
+    /// The version of the schema that says so.
+    pub schema_version: u64,
 }
 
 impl Region {
     /// None: rows of this table do not expire.
     pub fn expiry(&self) -> Option<Expiry> {
-        let rules = self.version().rules.clone();
+        let version = self.version();
+        let rules = &version.rules;
         let (ttl_ms, unit) = (rules.schema.options().ttl_ms?, rules.schema.time_unit()?);
-        Some(Expiry { ttl_ms, unit, watermark: rules.ranges.watermark() })
+        let (watermark, schema_version) = (rules.ranges.watermark(), rules.schema.version);
+        Some(Expiry { ttl_ms, unit, watermark, earliest: self.earliest(&version), schema_version })
     }
 
-    /// The earliest time of a row; of those that have expired, perhaps, which are still to be dropped.
-    pub fn earliest(&self) -> Option<i64> {
-        let version = self.version();
+    fn earliest(&self, version: &Version) -> Option<i64> {
         let hidden = version.rules.ranges.upto(self.visible());
         let of_memtables = version.memtables().filter_map(|memtable| memtable.times());
-        let files = version.ssts.values().map(|sst| sst.meta()).filter(|file| !hidden.hides_file(file));
+        let files = version.ssts.values().map(|sst| sst.meta()).filter(|file| !hidden.hides_file(file, true));
         of_memtables.chain(files.filter_map(|file| file.times())).map(|(earliest, _)| earliest).min()
     }
 
@@ -55,10 +60,10 @@ impl Region {
     }
 
     /// Applies the entry `id`.
-    pub(super) fn apply_expire(&self, id: LogId, command: Bytes, before: i64) -> Bytes {
+    pub(super) fn apply_expire(&self, id: LogId, command: Bytes, schema_version: u64, before: i64) -> Bytes {
         let mut is_done = false;
         let outcome = self.finish(id, command, |state| {
-            is_done = state.expire(before);
+            is_done = state.expire(schema_version, before);
             encode_outcome(&Ok(WriteAnswer { rows: 0, sequence: state.side.sequence }))
         });
         if is_done {
@@ -70,9 +75,10 @@ impl Region {
 }
 
 impl State {
-    /// False: rows of that time have expired already.
-    fn expire(&mut self, before: i64) -> bool {
-        if self.side.ranges.watermark() >= Some(before) {
+    /// False: rows of that time have expired already, or the ttl may be another one by now.
+    fn expire(&mut self, schema_version: u64, before: i64) -> bool {
+        let schema = self.version.schema();
+        if schema.version != schema_version || self.side.ranges.watermark() >= Some(before) {
             return false;
         }
         let sequence = Sequence(self.side.sequence.0 + 1);

@@ -100,8 +100,9 @@ impl Region {
     pub async fn flush(&self) -> Result<()> {
         let mut files = self.files().await?;
         let _flushing = self.part.flushing();
-        let Some((mut flush, side)) = self.freeze() else { return Ok(()) };
+        let frozen = self.freeze();
         self.note_memory();
+        let Some((mut flush, side)) = frozen else { return Ok(()) };
         let (region, replica) = (self.id, self.spec.replica);
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });

@@ -2,7 +2,7 @@
 
 use super::Region;
 use super::request::{ScanAnswer, ScanRequest};
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::storage::merge::Limit;
 use crate::storage::scan::Scan;
 use crate::storage::version::Version;
@@ -43,7 +43,8 @@ impl Region {
             only: None,
         };
         if let Some(since) = request.since {
-            return self.scan_changes(&version, since, &scan, Limit { rows, bytes, taken: 0 }).await;
+            let taken = rows.saturating_mul(16);
+            return self.scan_changes(&version, since, &scan, Limit { rows, bytes, taken }).await;
         }
         let page = version.scan(&scan, rows)?.page(Limit { rows, bytes, taken: rows.saturating_mul(16) }).await?;
         let encoded = |rows: &crate::storage::rows::Rows| {
@@ -59,6 +60,10 @@ impl Region {
 
     /// One page of what changed behind `since`.
     async fn scan_changes(&self, version: &Version, since: Sequence, scan: &Scan, limit: Limit) -> Result<ScanAnswer> {
+        if since > scan.upto {
+            let message = format!("what changed behind {since} is asked for as of {}, which is before", scan.upto);
+            return Err(Error::invalid(Invalid::Request, message));
+        }
         if since < version.readable() {
             return Err(Error::TooOld { region: self.id, oldest: version.readable() });
         }

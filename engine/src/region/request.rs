@@ -23,7 +23,16 @@ pub struct WriteRequest {
     /// The client has the answers of all statements of its session below this one: the region may forget them.
     pub acknowledged: u64,
     /// Names the rows, whoever sends them: of a name that was applied before nothing is written again.
-    pub file: Option<String>,
+    pub file: Option<FileName>,
+}
+
+/// What a file that is ingested is known by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileName {
+    /// Its name.
+    pub name: String,
+    /// CRC-32 of its rows: another file of the same name is refused.
+    pub checksum: u32,
 }
 
 /// What a write did.

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::command::Outcome;
-use super::request::WriteAnswer;
-use crate::error::Error;
+use super::request::{FileName, WriteAnswer};
+use crate::error::{Error, Invalid};
 use crate::raft::Membership;
 use crate::storage::range::RangeTombstones;
 use crate::storage::rules::Rules;
@@ -119,23 +119,28 @@ struct Session {
 /// The files whose rows were applied, so that none is applied twice, whoever sends it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingested {
-    /// By name: how many files were before it, and what was answered.
-    files: BTreeMap<String, (u64, WriteAnswer)>,
+    /// By name: how many files were before it, the checksum of its rows, and what was answered.
+    files: BTreeMap<String, (u64, u32, WriteAnswer)>,
     count: u64,
 }
 
 impl Ingested {
     /// What was answered when the file was applied; none: it was not, or that is forgotten.
-    pub fn look(&self, file: &str) -> Option<WriteAnswer> {
-        self.files.get(file).map(|(_, answer)| *answer)
+    pub fn look(&self, file: &FileName) -> Option<Outcome> {
+        let (_, checksum, answer) = self.files.get(&file.name)?;
+        if *checksum == file.checksum {
+            return Some(Ok(*answer));
+        }
+        let message = format!("file {:?} was ingested with other rows: give this one another name", file.name);
+        Some(Err(Error::invalid(Invalid::DuplicateFile, message)))
     }
 
     /// Remembers a file, and forgets the oldest ones while there are more than `limit`.
-    pub fn record(&mut self, file: String, answer: WriteAnswer, limit: u64) {
-        self.files.insert(file, (self.count, answer));
+    pub fn record(&mut self, file: FileName, answer: WriteAnswer, limit: u64) {
+        self.files.insert(file.name, (self.count, file.checksum, answer));
         self.count += 1;
         while self.files.len() as u64 > limit.max(1) {
-            let oldest = self.files.iter().min_by_key(|(_, (number, _))| *number).map(|(file, _)| file.clone());
+            let oldest = self.files.iter().min_by_key(|(_, (number, ..))| *number).map(|(file, _)| file.clone());
             oldest.and_then(|oldest| self.files.remove(&oldest));
         }
     }
@@ -221,9 +226,11 @@ mod tests {
         let mut ingested = Ingested::default();
         let answer = |rows| WriteAnswer { rows, sequence: Sequence(rows) };
         for (number, file) in ["c", "a", "b"].into_iter().enumerate() {
-            ingested.record(file.to_string(), answer(number as u64), 2);
+            ingested.record(FileName { name: file.to_string(), checksum: 5 }, answer(number as u64), 2);
         }
-        assert_eq!(["c", "a", "b"].map(|file| ingested.look(file)), [None, Some(answer(1)), Some(answer(2))]);
+        let look = |name: &str, checksum| ingested.look(&FileName { name: name.to_string(), checksum });
+        assert_eq!(["c", "a", "b"].map(|file| look(file, 5)), [None, Some(Ok(answer(1))), Some(Ok(answer(2)))]);
+        assert_eq!(look("a", 6).unwrap().unwrap_err().code(), "duplicate_file");
     }
 
     #[test]

@@ -46,11 +46,18 @@ async fn put(region: &Region, index: u64, values: &[i64]) {
 }
 
 async fn put_rows(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>) {
-    put_file(region, index, schema, rows, None).await;
+    // It may be one that is refused.
+    let _ = put_file(region, index, schema, rows, None).await;
 }
 
 /// Answers the sequence that the write was answered with.
-async fn put_file(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Value>>, file: Option<&str>) -> u64 {
+async fn put_file(
+    region: &Region,
+    index: u64,
+    schema: &Schema,
+    rows: Vec<Vec<Value>>,
+    file: Option<&str>,
+) -> Result<u64> {
     let cells = |at: usize| rows.iter().map(|row| row[at].clone()).collect::<Vec<_>>();
     let columns = schema.columns().iter().enumerate();
     let columns = columns.map(|(at, column)| Value::to_array(&cells(at), column.column_type)).collect();
@@ -62,11 +69,11 @@ async fn put_file(region: &Region, index: u64, schema: &Schema, rows: Vec<Vec<Va
         expected: Vec::new(),
         request: None,
         acknowledged: 0,
-        file: file.map(str::to_string),
+        file: file.map(|name| request::FileName { name: name.to_string(), checksum: 5 }),
     };
     let command = Command::Write { write, sessions: 1, files: 2 }.encode();
     let outcome = region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
-    decode_outcome(&outcome).unwrap().sequence.0
+    decode_outcome(&outcome).map(|answer| answer.sequence.0)
 }
 
 /// `snapshot` as it arrives at `region`.
@@ -116,18 +123,18 @@ async fn a_file_that_comes_again_is_answered_and_not_written_also_after_a_restar
     let region = replica(&disk, 1).await;
     let schema = region.version().schema().clone();
     let rows = |value: i64| vec![vec![Value::Int(value)]];
-    assert_eq!(put_file(&region, 1, &schema, rows(1), Some("x")).await, 1);
-    assert_eq!(put_file(&region, 2, &schema, rows(2), Some("y")).await, 2);
-    assert_eq!(put_file(&region, 3, &schema, rows(1), Some("x")).await, 1);
+    assert_eq!(put_file(&region, 1, &schema, rows(1), Some("x")).await, Ok(1));
+    assert_eq!(put_file(&region, 2, &schema, rows(2), Some("y")).await, Ok(2));
+    assert_eq!(put_file(&region, 3, &schema, rows(1), Some("x")).await, Ok(1));
     region.flush().await.unwrap();
     region.close().await;
     drop(region);
     let region = replica(&disk, 1).await;
-    assert_eq!(put_file(&region, 4, &schema, rows(1), Some("x")).await, 1);
+    assert_eq!(put_file(&region, 4, &schema, rows(1), Some("x")).await, Ok(1));
     assert_eq!(region.visible(), Sequence(2));
     // Two are remembered, as the entries say.
-    assert_eq!(put_file(&region, 5, &schema, rows(3), Some("z")).await, 3);
-    assert_eq!(put_file(&region, 6, &schema, rows(1), Some("x")).await, 4);
+    assert_eq!(put_file(&region, 5, &schema, rows(3), Some("z")).await, Ok(3));
+    assert_eq!(put_file(&region, 6, &schema, rows(1), Some("x")).await, Ok(4));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::command::encode_outcome;
 use super::request::WriteAnswer;
+use super::side::Ingested;
 use super::{Region, State};
 use crate::event::Event;
 #[cfg(doc)]
@@ -47,6 +48,8 @@ impl State {
         self.side.procedure = Some(by);
         let sequence = Sequence(self.side.sequence.0 + 1);
         self.side.sequence = sequence;
+        // Whoever empties a table may fill it from the same files.
+        self.side.ingested = Ingested::default();
         let pinned = self.side.pinned();
         self.side.ranges.truncate(sequence, pinned);
         let old = self.version.clone();

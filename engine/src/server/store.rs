@@ -70,8 +70,6 @@ pub struct Expiring {
     pub id: RegionId,
     /// How far it is.
     pub expiry: Expiry,
-    /// The earliest time of a row; none: there are no rows.
-    pub earliest: Option<i64>,
     /// The nodes of its voters.
     pub voters: BTreeSet<NodeId>,
 }
@@ -474,7 +472,7 @@ impl Store {
         let one = |replica: &Arc<Replica>| {
             let State::Region(region) = &replica.state else { return None };
             let expiry = region.expiry().filter(|_| replica.group.standing().is_leader)?;
-            Some(Expiring { id: region.region(), expiry, earliest: region.earliest(), voters: region.voters() })
+            Some(Expiring { id: region.region(), expiry, voters: region.voters() })
         };
         replicas.values().filter_map(one).collect()
     }

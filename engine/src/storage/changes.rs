@@ -11,7 +11,7 @@ use arrow::array::{ArrayRef, Int8Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
 
 use super::merge::{Limit, Merge, uncomputable};
-use super::rows::{Rows, batch, gather};
+use super::rows::{Rows, batch, cell_bytes, gather};
 use super::scan::Scan;
 use super::version::Version;
 use crate::error::Result;
@@ -57,7 +57,7 @@ impl Version {
             let (was, is) = (Stream::of(read(since)?), Stream::of(read(scan.upto)?));
             let ended = page.take(was, is, limit, |key, sequence| position(self, key, sequence)).await?;
             rest = ended.or_else(|| written.and_then(|written| written.next));
-            if rest.is_none() || page.is_full(limit) {
+            if rest.is_none() || page.is_over(limit) {
                 break;
             }
         }
@@ -123,11 +123,14 @@ struct Gathered {
     signs: Vec<i8>,
     keys: Vec<Key>,
     bytes: usize,
+    /// Versions that the reads before the one at hand looked at.
+    taken: usize,
 }
 
 impl Gathered {
-    fn is_full(&self, limit: Limit) -> bool {
-        !self.picked.is_empty() && (self.picked.len() >= limit.rows || self.bytes >= limit.bytes)
+    fn is_over(&self, limit: Limit) -> bool {
+        let is_full = self.picked.len() >= limit.rows || self.bytes >= limit.bytes;
+        (is_full && !self.picked.is_empty()) || self.taken >= limit.taken
     }
 
     /// Walks both reads to their end, or until the page is full, and then says where.
@@ -139,8 +142,10 @@ impl Gathered {
         position: impl Fn(&Key, Sequence) -> Position,
     ) -> Result<Option<Position>> {
         let mut last: Option<Position> = None;
+        let before = self.taken;
         loop {
             let (old, new) = (was.row().await?, is.row().await?);
+            self.taken = before + was.merge.taken() + is.merge.taken();
             let place = |row: &(Arc<Rows>, usize)| (row.0.keys[row.1].clone(), row.0.sequences[row.1]);
             let order = match (old.as_ref().map(place), new.as_ref().map(place)) {
                 (None, None) => return Ok(None),
@@ -155,7 +160,7 @@ impl Gathered {
             let least = if order == Ordering::Greater { new.as_ref() } else { old.as_ref() };
             let (key, sequence) = least.map(place).expect("one of them has a row");
             let here = position(&key, sequence);
-            if self.is_full(limit) && last.as_ref() != Some(&here) {
+            if self.is_over(limit) && last.as_ref().is_some_and(|last| *last != here) {
                 return Ok(last);
             }
             let is_same = order == Ordering::Equal && old.as_ref().map(place) == new.as_ref().map(place);
@@ -180,7 +185,7 @@ impl Gathered {
             self.held.push(rows.clone());
             self.held.len() - 1
         });
-        self.bytes += rows.bytes() / rows.len().max(1);
+        self.bytes += cell_bytes(&rows.batch.slice(at, 1));
         self.picked.push((held, at));
         self.signs.push(sign);
         self.keys.push(rows.keys[at].clone());

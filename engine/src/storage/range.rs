@@ -46,7 +46,11 @@ impl RangeTombstones {
     /// What is older than `at`, and of a time before `before`, goes. `pinned`: the oldest sequence that must stay readable.
     pub fn expire(&mut self, at: Sequence, before: i64, pinned: Option<Sequence>) {
         self.expired.push((at, before));
-        let remembered = self.expired[self.expired.len().saturating_sub(REMEMBERED)].0;
+        // Before the first expiry there was none: as long as all are remembered, every read goes on.
+        let remembered = match self.expired.len().saturating_sub(REMEMBERED) {
+            0 => self.oldest,
+            more => self.expired[more].0,
+        };
         self.forget(pinned.map_or(remembered, |pinned| pinned.min(remembered)).max(self.oldest));
     }
 
@@ -82,9 +86,14 @@ impl Hidden {
         sequence <= self.truncated || self.expired.is_some_and(has_expired)
     }
 
-    /// Whether every version in the file is hidden.
-    pub fn hides_file(&self, file: &FileMeta) -> bool {
-        self.hides(file.last_sequence, file.times().map(|(_, latest)| latest))
+    /// Whether every version in the file is hidden. `has_time`: its table has a TIME INDEX.
+    pub fn hides_file(&self, file: &FileMeta, has_time: bool) -> bool {
+        self.hides(file.last_sequence, has_time.then_some(file.last_time))
+    }
+
+    /// Whether some version in the file may be hidden.
+    pub fn may_hide_of(&self, file: &FileMeta, has_time: bool) -> bool {
+        self.hides(file.first_sequence, has_time.then_some(file.first_time))
     }
 }
 
@@ -119,6 +128,9 @@ mod tests {
         }
         assert_eq!((ranges.expired.len(), ranges.oldest), (REMEMBERED, S(10 + 100 - REMEMBERED as u64)));
         assert_eq!(ranges.upto(ranges.oldest).expired, Some((ranges.oldest, 100 - REMEMBERED as i64)));
+        let mut few = RangeTombstones::default();
+        few.expire(S(10), 5, None);
+        assert_eq!((few.oldest, few.upto(S(9)).expired), (S(0), None), "a read that began before goes on");
         let mut pinned = RangeTombstones::default();
         for number in 0..100 {
             pinned.expire(S(10 + number), number as i64, Some(S(12)));

@@ -47,7 +47,7 @@ const UNITS: &[Unit] = &[
     // A group drives a machine, and knows nothing of regions.
     unit("raft", &["types", "error", "event", "options", "disk", "log", "server::message", "server::router"]),
     // A region is such a machine.
-    unit("region", &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog"]),
+    unit("region", &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog", "testscripts"]),
     // The catalog's machine, and its procedures. It reaches its group and the nodes by traits of its own.
     unit("meta", &["types", "error", "event", "options", "region::request", "server::message", "testscripts"]),
     // What a statement means. It gives what meta is asked for.
@@ -98,7 +98,7 @@ const LIBRARIES: &[(&str, &[&str], &str)] = &[
     ("openraft_rt", &["raft"], "its API is an alpha's: one module knows it"),
     ("rand", &["raft"], "only elections draw"),
     ("datafusion", &["sql", "frontend"], "regions answer scans, whoever plans them"),
-    ("parquet", &["storage"], "how files look is nobody else's business"),
+    ("parquet", &["storage", "frontend"], "how our files look is nobody else's business; clients send theirs"),
     (
         "tokio",
         &["disk", "net", "log", "server", "server::rpc", "server::router", "raft", "region", "meta", "frontend"],

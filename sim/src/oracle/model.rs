@@ -272,7 +272,7 @@ impl RegionModel {
                     self.versions.values_mut().for_each(|versions| drop(versions.insert(sequence, None)));
                     continue;
                 }
-                Ok(Command::Expire { before }) => {
+                Ok(Command::Expire { before, .. }) => {
                     self.expire(before, sequence);
                     continue;
                 }

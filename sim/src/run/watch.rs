@@ -63,7 +63,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
         let between = Sequence(status.oldest.0.midpoint(status.sequence.0));
         others.extend([status.oldest, between]);
     }
-    if let Some(first) = others.first().copied() {
+    if let Some(first) = others.first().copied().filter(|first| *first <= status.sequence) {
         compare_at(cluster, hub, node, &table, &status, status.sequence, Some(first)).await;
     }
     {

@@ -71,7 +71,7 @@ impl FileMeta {
 pub const INDEX_KEY: &str = "seedbed.index";
 
 /// The version of the layout that is written, and the only one that is read.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 /// What an SST has beyond Parquet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

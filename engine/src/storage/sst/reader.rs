@@ -299,8 +299,9 @@ impl SstScan {
             plan.rules.schema.time_index() != Some(filter.column)
                 || filter.condition.can_hold(Some(&first), Some(&last), false)
         };
+        let has_time = plan.rules.schema.time_index().is_some();
         let wanted = meta.first_sequence <= plan.upto
-            && !plan.hidden.hides_file(meta)
+            && !plan.hidden.hides_file(meta, has_time)
             && plan.range.meets(&meta.first_key, &meta.last_key)
             && plan.key_filters.iter().all(in_time);
         let shape = Shape::of(&sst.index.schema, &plan.rules.schema, &plan);
@@ -343,7 +344,7 @@ impl Sst {
         let (from, to) = plan.range.within(&keys);
         let rows = Rows { batch, keys, sequences, ops };
         let rows = if (from, to) == (0, rows.len()) { rows } else { rows.slice(from, to - from) };
-        let may_hide = plan.hidden.hides(self.meta.first_sequence, self.meta.times().map(|(earliest, _)| earliest));
+        let may_hide = plan.hidden.may_hide_of(&self.meta, plan.rules.schema.time_index().is_some());
         plan.admitted(rows, may_hide).map_err(broken)
     }
 }
