@@ -1,7 +1,9 @@
 //! What happens inside a node, said as it happens: the product's log and metrics, and all that a harness sees of it.
 //!
-//! A listener is called synchronously, right after the state changed. It must not block, await or call back. Without a
-//! listener and with logging off an event costs a branch: it is not even built.
+//! A listener is called synchronously, right after the state changed. It must not block, await or call back. The node's own
+//! listener counts ([`metrics`](crate::metrics)); it gets what [`Events::emit`] says. What happens once for each entry of a log
+//! is said by [`Events::detail`] and not counted: without another listener and with logging off it costs a branch, and is not
+//! even built.
 
 use std::fmt;
 use std::sync::Arc;
@@ -532,17 +534,24 @@ pub trait Listen: Send + Sync + 'static {
 pub struct Events {
     node: NodeId,
     listener: Option<Arc<dyn Listen>>,
+    /// The node's own, which counts.
+    counter: Option<Arc<dyn Listen>>,
 }
 
 impl Events {
     /// Events of `node`, to the log only.
     pub fn of(node: NodeId) -> Events {
-        Events { node, listener: None }
+        Events { node, listener: None, counter: None }
     }
 
     /// Events of `node`, to the log and to `listener`.
     pub fn heard_by(node: NodeId, listener: Arc<dyn Listen>) -> Events {
-        Events { node, listener: Some(listener) }
+        Events { node, listener: Some(listener), counter: None }
+    }
+
+    /// The same events, counted by `counter`.
+    pub fn counted_by(self, counter: Arc<dyn Listen>) -> Events {
+        Events { counter: Some(counter), ..self }
     }
 
     /// The node they are of.
@@ -552,16 +561,26 @@ impl Events {
 
     /// Says that `event` happened. It is built only if somebody hears it.
     pub fn emit(&self, event: impl FnOnce() -> Event) {
+        self.tell(self.counter.as_deref(), event);
+    }
+
+    /// Says that `event` happened, one of those that happen for each entry of a log and are not counted.
+    pub fn detail(&self, event: impl FnOnce() -> Event) {
+        self.tell(None, event);
+    }
+
+    fn tell(&self, counter: Option<&dyn Listen>, event: impl FnOnce() -> Event) {
         let logged = tracing::enabled!(tracing::Level::DEBUG);
-        if self.listener.is_none() && !logged {
+        let listener = self.listener.as_deref();
+        if listener.is_none() && counter.is_none() && !logged {
             return;
         }
         let event = event();
         if logged {
             tracing::debug!(node = self.node.0, ?event);
         }
-        if let Some(listener) = &self.listener {
-            listener.on_event(self.node, &event);
+        for who in [counter, listener].into_iter().flatten() {
+            who.on_event(self.node, &event);
         }
     }
 }

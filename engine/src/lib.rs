@@ -82,7 +82,7 @@
 //!
 //! What they may use of each other is checked by the test `directions`.
 //!
-//! * [`types`], [`error`], [`event`], [`options`]: the vocabulary. Data, nothing that runs.
+//! * [`types`], [`error`], [`event`], [`options`]: the vocabulary. Data, nothing that runs. [`metrics`] counts events.
 //! * [`disk`], [`net`], [`clock`]: the three seams to the world; everything that may differ between a machine and a simulation
 //!   of one is behind them.
 //! * [`log`]: one log per node for all groups.
@@ -102,6 +102,7 @@ pub mod event;
 pub mod frontend;
 pub mod log;
 pub mod meta;
+pub mod metrics;
 pub mod net;
 pub mod options;
 pub mod raft;

@@ -48,6 +48,12 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Print what a running node counts, in the text format of Prometheus.
+    Metrics {
+        /// The node's configuration (TOML).
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Run statements, one an argument, and print what they give.
     Sql {
         /// The configuration of any of the nodes (TOML).
@@ -125,6 +131,10 @@ fn run(args: Args) -> Result<()> {
                 let request = Request::InitGroup { region: RegionId::META, members };
                 call(&config, config.node, request, Duration::from_secs(10)).await.map(drop)
             }
+            Command::Metrics { config } => {
+                let (config, _) = load(&config)?;
+                metrics(&config).await
+            }
             Command::Sql { config, timeout, statements } => {
                 let (config, _) = load(&config)?;
                 sql(&config, Duration::from_secs(timeout), statements).await
@@ -161,6 +171,15 @@ async fn serve(path: &Path) -> Result<()> {
         ended = running => ended.map_err(|stop| stop.0),
         () = interrupted => unreachable!("it only asks the node to stop"),
     }
+}
+
+async fn metrics(config: &NodeConfig) -> Result<()> {
+    let answer = call(config, config.node, Request::Metrics, Duration::from_secs(10)).await?;
+    let Response::Metrics(samples) = answer else {
+        return Err(Error::Unknown { message: "the answer is of another kind than the request".into() });
+    };
+    let text = engine::metrics::prometheus(config.node, &samples);
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(|err| Error::io(&err, "print"))
 }
 
 async fn sql(config: &NodeConfig, within: Duration, statements: Vec<String>) -> Result<()> {

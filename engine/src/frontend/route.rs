@@ -13,6 +13,7 @@ use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
+use crate::metrics::Sample;
 use crate::options::Options;
 use crate::region::request::{PinStatus, ReplicaStatus, ScanRequest, SstStatus};
 use crate::server::message::{Request, Response};
@@ -179,6 +180,14 @@ impl Routes {
         let within = self.within(deadline);
         match self.router.call(node, Request::Files, within).await? {
             Response::Files(files) => Ok(files),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// Asks `node` once for what it counts.
+    pub async fn metrics(&self, node: NodeId, deadline: Deadline) -> Result<Vec<Sample>> {
+        match self.router.call(node, Request::Metrics, self.within(deadline)).await? {
+            Response::Metrics(samples) => Ok(samples),
             other => Err(mismatch(&other)),
         }
     }

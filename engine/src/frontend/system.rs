@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt32Array, UInt64Array,
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt32Array,
+    UInt64Array,
 };
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use datafusion::datasource::{MemTable, TableProvider};
@@ -15,12 +16,13 @@ use super::{Frontend, Output};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::ProcedureStatus;
+use crate::metrics::Sample;
 use crate::region::request::{PinStatus, ReplicaStatus, SstStatus};
 use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
 use crate::types::{NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 5] = ["tables", "regions", "ssts", "pins", "jobs"];
+const TABLES: [&str; 6] = ["tables", "regions", "ssts", "pins", "jobs", "metrics"];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -37,6 +39,7 @@ impl Frontend {
             "regions" => self.regions(deadline).await?,
             "ssts" => self.ssts(deadline).await?,
             "pins" => self.pins(deadline).await?,
+            "metrics" => self.metrics(deadline).await?,
             "jobs" => jobs(&self.routes().procedures(deadline).await?)?,
             _ => {
                 let message = format!("there is no table sys.{name}{}", suggest(name, TABLES));
@@ -95,6 +98,32 @@ impl Frontend {
             ("ssts", true, column(|state| state.ssts)),
             ("sst_bytes", true, column(|state| state.sst_bytes)),
             ("schema_version", true, column(|state| state.schema_version)),
+        ])
+    }
+
+    /// One row for each value of each node: of those of meta and of the catalog. `seedbed_up` says whether it answers.
+    async fn metrics(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
+        let tables = self.routes().tables(deadline).await?;
+        let mut nodes: BTreeSet<NodeId> = self.routes().meta_nodes().iter().copied().collect();
+        nodes.extend(tables.iter().flat_map(|table| &table.regions).flat_map(|region| region.replicas.values()));
+        let answers = join_all(nodes.iter().map(|node| self.routes().metrics(*node, deadline))).await;
+        let mut samples: Vec<(NodeId, Sample)> = Vec::new();
+        for (node, answer) in nodes.into_iter().zip(answers) {
+            samples.push((node, Sample::gauge("seedbed_up", None, u64::from(answer.is_ok()))));
+            samples.extend(answer.unwrap_or_default().into_iter().map(|sample| (node, sample)));
+        }
+        // Stable: the buckets of a histogram stay in their order.
+        samples.sort_by(|(node, one), (other_node, other)| {
+            (node, &one.name, one.region).cmp(&(other_node, &other.name, other.region))
+        });
+        let values = samples.iter().map(|(_, sample)| sample.value);
+        batch(vec![
+            ("node", false, Arc::new(UInt64Array::from_iter_values(samples.iter().map(|(node, _)| node.0)))),
+            ("name", false, texts(samples.iter().map(|(_, sample)| Some(sample.name.clone())))),
+            ("kind", false, texts(samples.iter().map(|(_, sample)| Some(sample.kind.name().to_string())))),
+            ("region", true, texts(samples.iter().map(|(_, sample)| Some(sample.region?.to_string())))),
+            ("le", true, texts(samples.iter().map(|(_, sample)| sample.le.clone()))),
+            ("value", false, Arc::new(Float64Array::from_iter_values(values))),
         ])
     }
 

@@ -18,6 +18,7 @@ use crate::error::{Error, Invalid, Result};
 use crate::event::{Event, Events, Listen};
 use crate::meta::catalog::{CreateTable, PartitionRule, RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
+use crate::metrics::Sample;
 use crate::options::Options;
 use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::server::message::{Request, Response};
@@ -365,6 +366,11 @@ impl State {
             }
             Request::Status { .. } => Ok(Response::Status(self.status(node))),
             Request::Files => Ok(Response::Files(self.files(node))),
+            Request::Metrics => {
+                let leads = self.regions.iter().filter(|(_, region)| region.leader == node);
+                let samples = leads.map(|(id, _)| Sample::gauge("seedbed_raft_leader", Some(*id), 1));
+                Ok(Response::Metrics(samples.collect()))
+            }
             Request::Transfer { region, to } => {
                 self.check_leader(node, region)?;
                 self.regions.get_mut(&region).expect("it has a leader").leader = NodeId(to.0);

@@ -113,7 +113,7 @@ impl Log {
         };
         for (replica, state) in found {
             if let Some(upto) = state.last.filter(|last| Some(*last) > state.purged) {
-                shared.events.emit(|| Event::Durable { replica, upto });
+                shared.events.detail(|| Event::Durable { replica, upto });
             }
         }
         let (wake, woken) = mpsc::channel(1);
@@ -217,7 +217,7 @@ impl ReplicaLog {
             if !checked.is_empty() {
                 let digest = |(entry, crc): &(Entry, u32)| (entry.id, u64::from(*crc));
                 let events = &self.log.shared.events;
-                events.emit(|| Event::Appended { replica, entries: checked.iter().map(digest).collect() });
+                events.detail(|| Event::Appended { replica, entries: checked.iter().map(digest).collect() });
             }
         });
         // Not under the lock: the other replicas' logs are sound.
@@ -235,7 +235,7 @@ impl ReplicaLog {
         let mut core = self.log.shared.core();
         core.check()?;
         core.save_committed(self.replica, upto);
-        self.log.shared.events.emit(|| Event::Committed { replica: self.replica, upto });
+        self.log.shared.events.detail(|| Event::Committed { replica: self.replica, upto });
         Ok(())
     }
 

@@ -356,7 +356,7 @@ async fn write(shared: &Shared, batch: &Batch, buffer: &mut BytesMut) -> Result<
         shared.events.emit(|| Event::VoteSaved { replica, vote });
     }
     for (replica, upto) in mem::take(&mut core.writing) {
-        shared.events.emit(|| Event::Durable { replica, upto });
+        shared.events.detail(|| Event::Durable { replica, upto });
     }
     let written = core.written;
     core.index.evict(shared.cache_bytes, written);

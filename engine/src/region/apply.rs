@@ -167,7 +167,7 @@ impl Region {
         }
         let (region, replica, incarnation) = (self.id, self.spec.replica, self.spec.incarnation);
         let told = outcome.clone();
-        self.spec.events.emit(|| Event::Applied {
+        self.spec.events.detail(|| Event::Applied {
             region,
             replica,
             incarnation,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
+use crate::metrics::Sample;
 use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
 use crate::types::{LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Timestamp};
 
@@ -93,6 +94,8 @@ pub enum Request {
     },
     /// The SSTs of this node's replicas.
     Files,
+    /// What the node counts.
+    Metrics,
     /// A request to meta's leader.
     Meta(MetaRequest),
     /// A statement of a client of the real server, in a session of the frontend on that node.
@@ -240,6 +243,7 @@ pub enum Response {
     Clock(Timestamp),
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
+    Metrics(Vec<Sample>),
     ReadIndex(LogId),
     Meta(MetaAnswer),
     Sql(SqlAnswer),
@@ -290,6 +294,7 @@ pub enum Kind {
     RemoveLearner = 27,
     Ping = 28,
     Ingest = 29,
+    Metrics = 30,
 }
 
 impl Kind {
@@ -324,6 +329,7 @@ impl Kind {
         (Kind::RemoveLearner, "remove_learner"),
         (Kind::Ping, "ping"),
         (Kind::Ingest, "ingest"),
+        (Kind::Metrics, "metrics"),
     ];
 
     /// The kind that is written as `byte`.
@@ -370,6 +376,7 @@ impl Request {
             Request::RemoveLearner { .. } => Kind::RemoveLearner,
             Request::Ping => Kind::Ping,
             Request::Ingest { .. } => Kind::Ingest,
+            Request::Metrics => Kind::Metrics,
         }
     }
 

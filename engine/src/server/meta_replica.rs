@@ -259,7 +259,7 @@ impl RaftMachine for MetaReplica {
             self.grown.notify_one();
         }
         let (replica, incarnation, answer) = (self.spec.replica, self.spec.incarnation, outcome.clone());
-        self.spec.events.emit(|| Event::Applied {
+        self.spec.events.detail(|| Event::Applied {
             region: RegionId::META,
             replica,
             incarnation,

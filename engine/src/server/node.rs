@@ -26,6 +26,7 @@ use crate::disk::Disk;
 use crate::error::{Error, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::frontend::{Frontend, Output, Session};
+use crate::metrics::{Metrics, Sample};
 use crate::net::{Listener, Net};
 use crate::options::Options;
 use crate::raft::Surroundings;
@@ -84,6 +85,7 @@ pub(super) struct Shared {
     frontend: Frontend,
     /// Sessions of clients that speak SQL over the network, by number, and how often the map was used.
     sessions: Mutex<Sessions>,
+    metrics: Arc<Metrics>,
     /// The open store; none while it is opened (anew).
     store: Mutex<Option<Arc<Store>>>,
     stopping: watch::Sender<bool>,
@@ -105,8 +107,10 @@ impl Node {
         ended.map_err(Stop)
     }
 
-    async fn run_inner(config: NodeConfig, seams: Seams, started: impl FnOnce(Node) + Send) -> Result<()> {
+    async fn run_inner(config: NodeConfig, mut seams: Seams, started: impl FnOnce(Node) + Send) -> Result<()> {
         config.options.validate()?;
+        let metrics = Arc::new(Metrics::default());
+        seams.events = seams.events.counted_by(metrics.clone());
         let identity = Identity::load(seams.disk.as_ref(), config.node).await?;
         let incarnation = next_incarnation(seams.disk.as_ref()).await?;
         let listener = seams.net.listen(&config.listen).await;
@@ -121,7 +125,8 @@ impl Node {
             let frontend = Frontend::new(router.clone(), nodes, seams.clock.clone(), options, seams.events.clone());
             let (stopping, _) = watch::channel(false);
             let sessions = Mutex::default();
-            Shared { config, seams, incarnation, router, frontend, sessions, store: Mutex::new(None), stopping }
+            let store = Mutex::new(None);
+            Shared { config, seams, incarnation, router, frontend, sessions, metrics, store, stopping }
         });
         started(Node { shared: shared.clone() });
         shared.clone().live(identity, listener).await
@@ -209,6 +214,27 @@ impl Shared {
             Output::Done => (None, None),
         };
         Ok(SqlAnswer { session: number, affected, rows })
+    }
+
+    /// What was counted, and the states of the replicas.
+    fn samples(&self) -> Vec<Sample> {
+        let mut samples = self.metrics.samples();
+        samples.push(Sample::gauge("seedbed_incarnation", None, self.incarnation.0));
+        let replicas = self.store().and_then(|store| store.status(None)).unwrap_or_default();
+        for state in replicas {
+            let gauges = [
+                ("seedbed_raft_leader", u64::from(state.is_leader)),
+                ("seedbed_raft_term", state.term),
+                ("seedbed_raft_applied_index", state.applied.map_or(0, |entry| entry.index)),
+                ("seedbed_raft_flushed_index", state.flushed.map_or(0, |entry| entry.index)),
+                ("seedbed_memtable_rows", state.memtable_rows),
+                ("seedbed_memtable_bytes", state.memtable_bytes),
+                ("seedbed_ssts", state.ssts),
+                ("seedbed_sst_bytes", state.sst_bytes),
+            ];
+            samples.extend(gauges.map(|(name, value)| Sample::gauge(name, Some(state.region), value)));
+        }
+        samples
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -339,6 +365,7 @@ impl Shared {
             Request::Ping => self.store().map(|_| Response::Done),
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
+            Request::Metrics => Ok(Response::Metrics(self.samples())),
             Request::Meta(request) => self.store()?.meta(request, within).await.map(Response::Meta),
             Request::Sql { session, sql } => self.sql(session, &sql, within).await.map(Response::Sql),
         }

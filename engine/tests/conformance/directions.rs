@@ -27,6 +27,7 @@ const UNITS: &[Unit] = &[
     unit("error", &["types"]),
     unit("event", &["types"]),
     unit("options", &["error"]),
+    unit("metrics", &["types", "event"]),
     // The seams.
     unit("clock", &["types"]),
     unit("disk", &[]),
@@ -40,7 +41,7 @@ const UNITS: &[Unit] = &[
     unit("meta::catalog", &["types"]),
     unit("meta::request", &["types", "meta::catalog"]),
     unit("region::request", &["types"]),
-    unit("server::message", &["types", "meta::catalog", "meta::request", "region::request"]),
+    unit("server::message", &["types", "metrics", "meta::catalog", "meta::request", "region::request"]),
     // The way between nodes. It stands in `server`, and below all that uses it: raft, meta and the frontend send by it.
     unit("server::rpc", &["types", "error", "event", "options", "net", "server::message"]),
     unit("server::router", &["types", "error", "server::message", "server::rpc"]),
@@ -61,6 +62,7 @@ const UNITS: &[Unit] = &[
             "event",
             "options",
             "clock",
+            "metrics",
             "meta::catalog",
             "meta::request",
             "region::request",
@@ -81,6 +83,7 @@ const UNITS: &[Unit] = &[
             "disk",
             "net",
             "log",
+            "metrics",
             "meta::catalog",
             "meta::request",
             "region::request",

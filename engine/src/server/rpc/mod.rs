@@ -80,6 +80,7 @@ impl Lane {
             | Kind::ChangeMembers
             | Kind::RemoveLearner
             | Kind::Ping
+            | Kind::Metrics
             | Kind::Meta => Lane::Request,
         }
     }
