@@ -50,6 +50,9 @@ pub(super) struct Answer<T> {
     pub uncertain: bool,
 }
 
+/// What is asked of meta on the way.
+type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
 impl Routes {
     pub fn new(router: Arc<Router>, meta: Vec<NodeId>, options: Arc<Options>, events: Events) -> Routes {
         assert!(!meta.is_empty(), "a cluster has a node with meta");
@@ -237,11 +240,7 @@ impl Routes {
 
     /// The nodes that the replicas of a region are on, as meta says now; none: there is no such region (any more).
     /// (Boxed: it asks a group, as who calls it does.)
-    fn places(
-        &self,
-        region: RegionId,
-        deadline: Deadline,
-    ) -> Pin<Box<dyn Future<Output = Result<Option<Vec<NodeId>>>> + Send + '_>> {
+    fn places(&self, region: RegionId, deadline: Deadline) -> Asked<'_, Option<Vec<NodeId>>> {
         let soon = Deadline::after(self.within(deadline));
         Box::pin(async move {
             let tables = self.tables(soon).await?;

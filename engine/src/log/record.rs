@@ -271,8 +271,8 @@ mod tests {
     #[test]
     fn another_format_is_named() {
         let mut header = Header::new(&Record::Segment(1), 1, true, 0, 0);
-        header.term = 2;
-        assert_eq!(header.record(), Err("format 2, this program knows 1".into()));
+        header.term = FORMAT - 1;
+        assert_eq!(header.record(), Err("format 1, this program knows 2".into()));
         header.kind = 99;
         assert_eq!(header.record(), Err("a record of the unknown kind 99".into()));
     }

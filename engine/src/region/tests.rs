@@ -169,6 +169,27 @@ async fn what_is_pinned_stays_readable_until_it_is_let_go() {
     assert_eq!(scan(&region, 2).await.unwrap_err().code(), "too_old");
 }
 
+/// A leader makes a watermark of the ttl that it knows; by the time that it is applied the ttl may be longer.
+#[tokio::test]
+async fn a_watermark_of_another_ttl_expires_nothing() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    let apply = |index, command: Command| {
+        let region = region.clone();
+        async move {
+            region.apply(LogId { term: 1, index }, Change::Command(command.encode())).await.unwrap();
+            region.visible().0
+        }
+    };
+    put(&region, 1, &[1]).await;
+    assert_eq!(apply(2, Command::Expire { schema_version: 1, before: 10 }).await, 2, "it has a sequence of its own");
+    assert_eq!(apply(3, Command::Expire { schema_version: 1, before: 10 }).await, 2, "that is done");
+    let schema = Schema::clone(region.version().schema()).altered(&[]).unwrap();
+    assert_eq!(apply(4, Command::Alter { by: ProcedureId(1), schema: Box::new(schema) }).await, 2);
+    assert_eq!(apply(5, Command::Expire { schema_version: 1, before: 20 }).await, 2);
+    assert_eq!(apply(6, Command::Expire { schema_version: 2, before: 20 }).await, 3);
+}
+
 /// The newest rows at `upto`, or the error.
 async fn scan(region: &Region, upto: u64) -> Result<u64> {
     let scan = request::ScanRequest {

@@ -52,7 +52,7 @@ fn check_rows(schema: &Schema, write: &WriteRequest) -> Result<u64> {
         return Err(wrong(format!("{} expected sequences for {count} rows", write.expected.len())));
     }
     if schema.options().merge_mode == MergeMode::Append
-        && (!write.expected.is_empty() || write.ops.iter().any(|op| *op == Op::Delete as u8))
+        && (!write.expected.is_empty() || write.ops.contains(&(Op::Delete as u8)))
     {
         return Err(wrong("a table that appends replaces and deletes no rows".into()));
     }

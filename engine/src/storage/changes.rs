@@ -39,7 +39,11 @@ impl Version {
         let mut page = Gathered::default();
         let ranges = &self.rules.ranges;
         let many_went = ranges.upto(since) != ranges.upto(scan.upto);
-        while since < scan.upto {
+        let empty = || self.scan(&Scan { only: Some(Arc::new([])), ..scan.clone() }, batch_rows);
+        if since >= scan.upto {
+            return page.finish(None, empty);
+        }
+        loop {
             let scan = Scan { after: rest.clone(), ..scan.clone() };
             let written = match many_went {
                 true => None,
@@ -61,7 +65,7 @@ impl Version {
                 break;
             }
         }
-        page.finish(rest, || self.scan(&Scan { only: Some(Arc::new([])), ..scan.clone() }, batch_rows)).await
+        page.finish(rest, empty)
     }
 
     /// The first keys behind the scan's position that have versions behind `since`, up to its `upto`.
@@ -192,7 +196,7 @@ impl Gathered {
     }
 
     /// `empty` is a read without rows, for the columns of a page without changes.
-    async fn finish(self, next: Option<Position>, empty: impl FnOnce() -> Result<Merge>) -> Result<ChangePage> {
+    fn finish(self, next: Option<Position>, empty: impl FnOnce() -> Result<Merge>) -> Result<ChangePage> {
         let schema = match self.held.first() {
             Some(rows) => rows.batch.schema(),
             None => empty()?.returned_schema(),

@@ -197,7 +197,7 @@ pub struct Schema {
     next_column: ColumnId,
     /// Of columns that were added later: what rows that are older than the column read in it, unless that is NULL.
     absent: BTreeMap<ColumnId, Value>,
-    options: TableOptions,
+    options: Box<TableOptions>,
 }
 
 /// Why some columns are no schema. The message names the column.
@@ -264,7 +264,7 @@ impl Schema {
         }
         let last = columns.iter().map(|column| column.id.0).max().unwrap_or(0);
         let next_column = ColumnId(last.saturating_add(1));
-        let (absent, options) = (BTreeMap::new(), TableOptions::default());
+        let (absent, options) = (BTreeMap::new(), Box::default());
         Ok(Schema { version, columns, primary_key, time_index, next_column, absent, options })
     }
 
@@ -273,7 +273,7 @@ impl Schema {
         if options.ttl_ms.is_some() && self.time_index.is_none() {
             return Err(OptionError::NoTime);
         }
-        self.options = options;
+        self.options = Box::new(options);
         Ok(self)
     }
 
@@ -284,7 +284,7 @@ impl Schema {
 
     /// Changes an option, as far as rows that are there already allow it.
     pub(super) fn set_option(&mut self, name: &str, value: Option<&str>) -> Result<(), OptionError> {
-        let mut options = self.options.clone();
+        let mut options = TableOptions::clone(&self.options);
         options.set(name, value)?;
         self.options.may_become(&options)?;
         *self = self.clone().with_options(options)?;

@@ -45,7 +45,7 @@ pub(crate) fn original(edits: &[Edit], at: usize) -> usize {
         if at >= edit.at + edit.new {
             place = place - edit.new + edit.old;
         } else if at > edit.at {
-            place = place - (at - edit.at);
+            place -= at - edit.at;
         }
     }
     place
@@ -76,10 +76,10 @@ pub(super) fn cells(text: &str, shown: &str) -> Result<Vec<Cell>, Problems> {
     for (name, points) in &axes {
         let used = |key: &str| places.iter().any(|place| place.axis == *name && place.key == key);
         // `name` is for people.
-        for key in points.iter().flat_map(BTreeMap::keys).filter(|key| *key != "name" && !used(key)) {
+        let mut unused = points.iter().flat_map(BTreeMap::keys).filter(|key| *key != "name" && !used(key));
+        if let Some(key) = unused.next() {
             let word = if key.is_empty() { format!("${name}") } else { format!("${name}.{key}") };
             source.wrong(span.clone(), format!("expected \"{word}\" somewhere: else all its values are the same"));
-            break;
         }
     }
     source.finish()?;
