@@ -282,3 +282,20 @@ fn a_compaction_folds_what_is_not_null() {
     // The first file alone: its two versions of the row are one.
     assert_eq!(compacted(&both[..1], 3).len(), 3);
 }
+
+/// What stays between two versions keeps them apart: the older one must not fill what the one between has.
+#[test]
+fn a_compaction_folds_nothing_over_a_version_that_it_leaves_alone() {
+    let disk = disk();
+    let value = |n: i64| Some((Value::Int(n), Value::Null));
+    let text = Some((Value::Null, Value::String("x".into())));
+    let write = |fields| [Step::Write(vec![(1, fields)]), Step::Flush];
+    let steps = [write(value(1)), write(value(2)), write(text)].concat();
+    let (version, history, last) = build(&disk, MergeMode::LastNonNull, Sequence(0), &steps);
+    let files: Vec<FileId> = version.ssts.keys().copied().collect();
+    let version = compact(&disk, &version, &[files[0], files[2]], last, u64::MAX);
+    assert_eq!(pages(&version, last, 9), history.visible(last));
+    let version = compact(&disk, &version, &version.ssts.keys().copied().collect::<Vec<_>>(), last, u64::MAX);
+    assert_eq!(pages(&version, last, 9), history.visible(last));
+    assert_eq!(collect(Merge::all_versions(&version.rules, [], version.ssts.values().cloned(), 9)).len(), 1);
+}
