@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 pub use self::buffer::Buffer;
@@ -97,16 +97,16 @@ pub struct Region {
     /// Its part of the node's memory for writes.
     part: Part,
     /// Writes under way at most.
-    window: Semaphore,
+    window: Arc<Semaphore>,
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Set when the region is closed: workers end at the next point where nothing is half done.
     closing: watch::Sender<bool>,
 }
 
 /// A write that may be proposed. It counts until this is dropped.
-pub struct Admitted<'a> {
+pub struct Admitted {
     _memory: Place,
-    _place: SemaphorePermit<'a>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// What changes together.
@@ -180,7 +180,7 @@ impl Region {
             flushed: watch::Sender::new(flushed),
             full,
             part,
-            window: Semaphore::new(window),
+            window: Arc::new(Semaphore::new(window)),
             workers: Mutex::default(),
             closing: watch::Sender::new(false),
             spec,
@@ -226,11 +226,11 @@ impl Region {
         write: &WriteRequest,
         within: Duration,
         ended: impl Future<Output = Error>,
-    ) -> Result<Admitted<'_>> {
+    ) -> Result<Admitted> {
         // What memtables make of it is of the same order.
         let bytes = write.rows.len() + write.ops.len() + write.expected.len() * size_of::<Sequence>();
         let memory = self.part.write(bytes as u64, within, ended).await?;
-        let place = self.window.acquire().await.map_err(|_| Error::Stopped)?;
+        let place = self.window.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
         Ok(Admitted { _memory: memory, _place: place })
     }
 

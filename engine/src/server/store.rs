@@ -316,7 +316,8 @@ impl Store {
     }
 
     /// Writes rows to a region that is led here. Answers after they are durable on a quorum and applied. Of the time `within`
-    /// which somebody waits for the answer, half may go into waiting for memory.
+    /// which somebody waits for the answer, half may go into waiting for memory. Who stops waiting calls nothing back: what was
+    /// proposed stands in memory, and counts, until its outcome is known.
     pub async fn write(&self, id: RegionId, write: WriteRequest, within: Duration) -> Result<WriteAnswer> {
         let (group, region) = self.region(id)?;
         let standing = group.standing();
@@ -327,13 +328,18 @@ impl Store {
             group.deposed().await;
             Error::NotLeader { region: id, hint: group.standing().leader }
         };
-        let _admitted = region.admit(&write, within / 2, deposed).await?;
+        let admitted = region.admit(&write, within / 2, deposed).await?;
         let (command, rows) = region.validate(write)?;
-        let replica = group.replica();
-        self.around.events.emit(|| Event::WriteProposed { region: id, replica, rows });
-        let answer = group.propose(command).await;
-        self.around.events.emit(|| Event::WriteAnswered { region: id, replica, rows });
-        decode_outcome(&answer?)
+        let (replica, events) = (group.replica(), self.around.events.clone());
+        events.emit(|| Event::WriteProposed { region: id, replica, rows });
+        let proposed = tokio::spawn(async move {
+            let answer = group.propose(command).await;
+            events.emit(|| Event::WriteAnswered { region: id, replica, rows });
+            drop(admitted);
+            answer
+        });
+        let ended = |_| Err(Error::Unknown { message: format!("replica {replica} stopped") });
+        decode_outcome(&proposed.await.unwrap_or_else(ended)?)
     }
 
     /// Changes a region that is led here as a whole. Answers when that is durable on a quorum and applied.

@@ -8,7 +8,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::identity::{Identity, store_dropped};
 use super::message::{Request, Response};
@@ -91,11 +91,15 @@ fn replica(number: u32) -> ReplicaId {
 }
 
 async fn open(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
+    open_with(world, disk, Options::default()).await
+}
+
+async fn open_with(world: &Arc<World>, disk: &MemoryDisk, options: Options) -> Arc<Store> {
     let identity = Identity { node: NODE, meta: BTreeMap::new() };
     let around = Surroundings {
         router: Arc::new(Router::of_client(world.clone())),
         disk: Arc::new(disk.clone()),
-        options: Arc::new(Options::default()),
+        options: Arc::new(options),
         events: Events::heard_by(NODE, world.clone()),
     };
     Store::open(&identity, Incarnation(1), &around).await.unwrap()
@@ -103,7 +107,11 @@ async fn open(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
 
 /// A store with two regions, one row in a file of each.
 async fn filled(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
-    let store = open(world, disk).await;
+    filled_with(world, disk, Options::default()).await
+}
+
+async fn filled_with(world: &Arc<World>, disk: &MemoryDisk, options: Options) -> Arc<Store> {
+    let store = open_with(world, disk, options).await;
     for number in [0, 1] {
         store.create_replica(region(number), replica(number), &table()).await.unwrap();
         let group = store.replica(replica(number)).unwrap().group.clone();
@@ -161,6 +169,33 @@ async fn a_replica_that_dies_is_opened_anew_alone() {
     stop.send_replace(true);
     assert_eq!(supervisor.await.unwrap(), None);
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_write_that_nobody_waits_for_counts_until_its_outcome_is_known() {
+    let default = Options::default;
+    let bounds = [
+        // Each counts as half of that.
+        ("memory", Options { region_buffer_stall_bytes: 100, region_buffer_reject_bytes: 10_000, ..default() }),
+        ("places", Options { write_window: 2, ..default() }),
+    ];
+    for (what, options) in bounds {
+        let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+        let store = filled_with(&world, &disk, options).await;
+        let seen = |is_it: fn(&Event) -> bool| world.events.lock().unwrap().iter().filter(|event| is_it(event)).count();
+        let proposed = || seen(|event| matches!(event, Event::WriteProposed { .. })) - 2;
+        let answered = || seen(|event| matches!(event, Event::WriteAnswered { .. })) - 2;
+        disk.begin("log", Fault::Hang);
+        for n in 0..5 {
+            timeout(Duration::from_secs(1), put(&store, 0, n, None)).await.expect_err("the log hangs");
+        }
+        assert_eq!((proposed(), answered()), (2, 0), "{what}: more is in memory than was let in");
+        disk.end_fault();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((proposed(), answered()), (2, 2), "{what}");
+        assert_eq!(put(&store, 0, 9, None).await.unwrap(), Sequence(4), "{what}: there is room again");
+        store.close().await;
+    }
 }
 
 #[tokio::test]
