@@ -624,6 +624,8 @@ impl State {
             ssts: 0,
             sst_bytes: 0,
             schema_version: 1,
+            members: BTreeMap::new(),
+            voters: Vec::new(),
         };
         self.regions.iter().map(status).collect()
     }

@@ -31,6 +31,7 @@ mod tests;
 mod truncate;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -254,6 +255,8 @@ impl Region {
             ssts: version.ssts.len() as u64,
             sst_bytes: version.sst_bytes(),
             schema_version: version.schema().version,
+            members: BTreeMap::new(),
+            voters: Vec::new(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What can be asked of a region, and what it answers. The same values travel between nodes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +118,10 @@ pub struct ReplicaStatus {
     pub sst_bytes: u64,
     /// Version of the schema.
     pub schema_version: u64,
+    /// Who is in the group and where, by the newest membership in its log.
+    pub members: BTreeMap<ReplicaId, NodeId>,
+    /// Who of them has a vote. Two sets while that changes: a decision needs a majority of each.
+    pub voters: Vec<BTreeSet<ReplicaId>>,
 }
 
 /// A pin of a region: see [`Command::Pin`](super::command::Command::Pin).

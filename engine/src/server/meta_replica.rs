@@ -1,6 +1,7 @@
 //! This node's replica of the meta group: the catalog's state machine under raft, its file, and the procedures that run
 //! while it leads.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -181,6 +182,8 @@ impl MetaReplica {
             ssts: 0,
             sst_bytes: 0,
             schema_version: 0,
+            members: BTreeMap::new(),
+            voters: Vec::new(),
         }
     }
 

@@ -522,6 +522,8 @@ impl Store {
         status.is_leader = standing.is_leader;
         status.leader = standing.leader;
         status.term = standing.term;
+        status.members = standing.membership.replicas;
+        status.voters = standing.membership.voters;
         status
     }
 

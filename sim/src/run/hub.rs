@@ -437,6 +437,13 @@ impl State {
         places
     }
 
+    /// A procedure of meta that has not ended, and where it is.
+    pub fn unfinished(&self) -> Option<String> {
+        let procedure = self.meta.procedures().next()?;
+        let (kind, table, step) = (procedure.kind(), &procedure.table.name, procedure.state.step().name());
+        Some(format!("procedure {} ({kind} of {table}) has not ended: it is at {step}", procedure.id))
+    }
+
     /// Whether clients wait for rows that this node has proposed.
     pub fn has_writes_pending(&self, node: NodeId) -> bool {
         self.led_by(node).iter().any(|region| self.pending.get(region).is_some_and(|rows| *rows > 0))

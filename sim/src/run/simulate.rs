@@ -191,7 +191,13 @@ impl Run {
         let deadline = now() + bound;
         loop {
             self.hub.state().asks_for_convergence();
-            let apart = match watch::apart(cluster, &self.hub, &everything()).await {
+            // In this order: what is under way makes and drops replicas and changes members.
+            let unfinished = self.hub.state().unfinished();
+            let apart = match unfinished {
+                None => watch::apart(cluster, &self.hub, &everything()).await,
+                unfinished => unfinished,
+            };
+            let apart = match apart {
                 None => watch::stray(cluster, &self.hub).await,
                 apart => apart,
             };

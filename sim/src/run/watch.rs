@@ -1,6 +1,6 @@
 //! Looks at the cluster while and after it runs: disks after a power loss, the content of replicas, convergence.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use engine::meta::catalog::TableDef;
 use engine::region::request::{ReplicaStatus, ScanRequest};
 use engine::server::message::{Request, Response};
 use engine::storage::changes::SIGN_COLUMN;
-use engine::types::{Key, NodeId, RegionId, Sequence, decode_batch, encode_keys};
+use engine::types::{Key, NodeId, RegionId, ReplicaId, Sequence, decode_batch, encode_keys};
 
 use super::hub::Hub;
 use crate::cluster::Cluster;
@@ -167,10 +167,13 @@ pub async fn stray(cluster: &Cluster, hub: &Hub) -> Option<String> {
     None
 }
 
-/// Whether every replica of `regions` runs, has applied the same entry and knows the same leader. Else: who does not.
+/// Whether every replica of `regions` runs, has applied the same entry, knows the same leader, and knows the replicas of the
+/// catalog as the members of its group, each with a vote, and nobody else. Else: who does not.
 pub async fn apart(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) -> Option<String> {
     for region in regions {
         let replicas = hub.state().replicas_of(*region);
+        let members: BTreeMap<ReplicaId, NodeId> = replicas.iter().map(|(node, replica)| (*replica, *node)).collect();
+        let voters = [members.keys().copied().collect::<BTreeSet<ReplicaId>>()];
         let mut first: Option<ReplicaStatus> = None;
         for (node, replica) in replicas {
             let Some(status) = status(cluster, node, *region).await else {
@@ -178,6 +181,12 @@ pub async fn apart(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) -> Option
             };
             if status.leader.is_none() {
                 return Some(format!("replica {replica} of {region} on {node} knows no leader"));
+            }
+            if status.members != members || status.voters != voters {
+                return Some(format!(
+                    "{region}: replica {replica} has the members {:?} with the voters {:?}, the catalog has {members:?}",
+                    status.members, status.voters
+                ));
             }
             match &first {
                 None => first = Some(status),

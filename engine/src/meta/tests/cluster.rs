@@ -774,6 +774,8 @@ fn status(region: RegionId, node: NodeId, leader: Option<(ReplicaId, NodeId)>) -
         ssts: 0,
         sst_bytes: 0,
         schema_version: 1,
+        members: BTreeMap::new(),
+        voters: Vec::new(),
     }
 }
 

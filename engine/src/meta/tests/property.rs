@@ -277,6 +277,8 @@ fn led(region: RegionId) -> ReplicaStatus {
         ssts: 0,
         sst_bytes: 0,
         schema_version: 1,
+        members: BTreeMap::new(),
+        voters: Vec::new(),
     }
 }
 
