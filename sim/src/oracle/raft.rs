@@ -3,17 +3,18 @@
 //! Checks: one leader a term; a replica's votes never contradict each other; terms in a log only grow and logs that
 //! agree on an entry agree on all before it; a new leader has every committed entry; what is committed is durable on a
 //! quorum of the members (at that entry, or as its leader is changing them), and never changes or goes away; entries are applied in order,
-//! without a gap, only when committed; purged <= flushed <= applied <= committed.
+//! without a gap, only when committed; purged <= flushed <= applied <= committed; what a replica had counts no longer when it
+//! is dropped, and of a table that stays only one is dropped that has no vote any more, by a committed change of members.
 //!
 //! Does not check: that raft makes progress (liveness does), that reads are linearizable (the client oracle does), and
 //! what an entry does to the state (the replica oracle does). After a crash it does not know which unsynced entries
 //! survived: it takes the durable ones for certain and learns of the others when they are overwritten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use engine::event::Event;
-use engine::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
+use engine::types::{LogId, NodeId, RegionId, ReplicaId, TableId, Vote};
 
 use super::{Oracle, Violation};
 
@@ -28,6 +29,8 @@ pub struct RaftOracle {
     group_of: BTreeMap<ReplicaId, ReplicaId>,
     /// The same by region.
     first_of: BTreeMap<RegionId, ReplicaId>,
+    /// The tables of the catalog.
+    tables: BTreeSet<TableId>,
     evaluations: u64,
 }
 
@@ -105,6 +108,7 @@ impl Oracle for RaftOracle {
             }
             Event::FlushFinished { replica, upto, .. } => self.flushed(node, *replica, *upto),
             Event::SnapshotInstalled { replica, last, .. } => self.installed(node, *replica, *last),
+            Event::ReplicaDropping { replica, .. } => self.dropped(node, *replica),
             _ => Ok(()),
         }
     }
@@ -123,6 +127,11 @@ impl Oracle for RaftOracle {
 }
 
 impl RaftOracle {
+    /// These tables are in the catalog now. Of others replicas are dropped as they are.
+    pub fn stand(&mut self, tables: BTreeSet<TableId>) {
+        self.tables = tables;
+    }
+
     fn replica(&mut self, node: NodeId, id: ReplicaId) -> &mut Replica {
         let replica = self.replicas.entry(id).or_default();
         replica.node = node;
@@ -428,6 +437,31 @@ impl RaftOracle {
         Ok(())
     }
 
+    /// Its log and its files go. Whoever still counts on its vote could decide with what it had and has no longer.
+    fn dropped(&mut self, node: NodeId, id: ReplicaId) -> Result<(), Violation> {
+        self.evaluations += 1;
+        self.replicas.remove(&id);
+        let first = self.group_of.get(&id).copied();
+        let region = self.first_of.iter().find(|(_, one)| self.group_of.get(*one).copied() == first);
+        let Some(region) = region.map(|(region, _)| *region).filter(|region| self.tables.contains(&region.table()))
+        else {
+            return Ok(());
+        };
+        let group = self.group(id);
+        let is_committed = |((index, term), _): &(&(u64, u64), _)| group.committed.get(index) == Some(term);
+        let newest = group.memberships.iter().rev().find(is_committed);
+        match newest {
+            Some((at, voters)) if voters.iter().flatten().any(|voter| *voter == id) => violation(
+                "a replica with a vote was dropped",
+                vec![
+                    format!("replica {id} of region {region} was dropped on {node}"),
+                    format!("the voters are {voters:?}, by entry {}.{}", at.1, at.0),
+                ],
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn installed(&mut self, node: NodeId, id: ReplicaId, last: LogId) -> Result<(), Violation> {
         self.evaluations += 1;
         let committed = self.group(id).committed.get(&last.index).copied();
@@ -575,6 +609,52 @@ mod tests {
         watched.fine(Event::Durable { replica: A, upto: id(2, 3) });
         assert_eq!(watched.commit(&[], id(2, 3)).unwrap_err(), "an entry is committed without a durable quorum");
         watched.commit(&[D], id(2, 3)).unwrap();
+    }
+
+    #[test]
+    fn who_is_dropped_counts_no_longer_and_has_no_vote() {
+        const D: ReplicaId = ReplicaId(4);
+        let table = engine::types::TableId(1);
+        let region = RegionId::new(table, 0);
+        let dropping = |replica| Event::ReplicaDropping { region, replica };
+        let opened = |replica| Event::ReplicaOpened {
+            region,
+            replica,
+            flushed: None,
+            flushed_sequence: engine::types::Sequence(0),
+        };
+        let formed = || {
+            let mut watched = Watched::formed();
+            [A, B, C].into_iter().for_each(|replica| watched.fine(opened(replica)));
+            watched.0.stand([table].into());
+            watched
+        };
+        assert_eq!(formed().hear(dropping(C)).unwrap_err(), "a replica with a vote was dropped");
+        // With its table it may go.
+        let mut watched = formed();
+        watched.0.stand([].into());
+        watched.fine(dropping(C));
+
+        // The change that takes its vote stands in a log: that is not enough.
+        let changed = |mut watched: Watched| {
+            watched.fine(opened(D));
+            watched.commit(&[D], id(0, 0)).unwrap();
+            let voters = vec![vec![A, B, D]];
+            watched.fine(Event::MembershipEffective { replica: A, log_id: id(1, 1), voters });
+            watched
+        };
+        assert_eq!(changed(formed()).hear(dropping(C)).unwrap_err(), "a replica with a vote was dropped");
+        let mut watched = changed(formed());
+        watched.commit(&[A, B, D], id(1, 1)).unwrap();
+        watched.fine(dropping(C));
+        // Nor has a learner a vote; and nobody is a quorum with what it had.
+        let mut watched = changed(formed());
+        watched.commit(&[A, B, D], id(1, 1)).unwrap();
+        watched.append(D, id(1, 2)).unwrap();
+        watched.fine(Event::Durable { replica: D, upto: id(1, 2) });
+        watched.0.stand([].into());
+        watched.fine(dropping(D));
+        assert_eq!(watched.commit(&[A], id(1, 2)).unwrap_err(), "an entry is committed without a durable quorum");
     }
 
     #[test]

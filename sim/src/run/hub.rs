@@ -86,7 +86,8 @@ pub struct State {
     pub tally: Tally,
     /// What reviewers read.
     pub story: Story,
-    oracles: Vec<Box<dyn Oracle>>,
+    raft: RaftOracle,
+    states: ReplicaOracle,
     leaders: BTreeMap<RegionId, (u64, ReplicaId)>,
     replicas: BTreeMap<ReplicaId, (RegionId, NodeId)>,
     /// Where replicas were made, those too that are not in the catalog yet.
@@ -134,7 +135,8 @@ impl Hub {
             scans: ScanOracle::default(),
             tally: Tally::new(&plan.expect.happened),
             story: Story::default(),
-            oracles: vec![Box::new(RaftOracle::default()), Box::new(ReplicaOracle::default())],
+            raft: RaftOracle::default(),
+            states: ReplicaOracle::default(),
             leaders: BTreeMap::new(),
             replicas: (1..=u64::from(plan.cluster.nodes))
                 .map(|node| (ReplicaId(node), (RegionId::META, NodeId(node))))
@@ -242,7 +244,7 @@ impl Hub {
                 state.tally.lost(Role::Follower, &region.to_string(), rows, &table);
             }
         }
-        for oracle in &mut state.oracles {
+        for oracle in state.listening() {
             oracle.on_crash(node, power);
         }
         state.images.on_crash(node, power);
@@ -298,7 +300,7 @@ impl State {
             self.remember(at, node.0, Line(event).to_string());
         }
         let violations: Vec<Violation> =
-            self.oracles.iter_mut().filter_map(|oracle| oracle.on_event(at, node, event).err()).collect();
+            self.listening().into_iter().filter_map(|oracle| oracle.on_event(at, node, event).err()).collect();
         violations.into_iter().for_each(|violation| self.fail(at, violation));
         let tables = std::mem::take(&mut self.tables);
         let table = |id: u32| tables.get(&id).cloned();
@@ -361,12 +363,18 @@ impl State {
             *region == RegionId::META || made || self.meta.tables().any(is_its)
         };
         self.replicas.retain(|_, (region, _)| is_there(region));
+        self.raft.stand(self.meta.tables().map(|table| table.id).collect());
         let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
         for table in tables {
             if !self.tables.contains_key(&table.id.0) {
                 self.learn(&table);
             }
         }
+    }
+
+    /// The oracles that hear all events.
+    fn listening(&mut self) -> [&mut dyn Oracle; 2] {
+        [&mut self.raft, &mut self.states]
     }
 
     /// A replica has taken the place of another one.
@@ -541,7 +549,8 @@ impl State {
 
     /// How often each oracle judged something: all of [`crate::oracle::NAMES`].
     pub fn evaluations(&self) -> BTreeMap<String, u64> {
-        let listening = self.oracles.iter().map(|oracle| (oracle.name(), oracle.evaluations()));
+        let listening: [&dyn Oracle; 2] = [&self.raft, &self.states];
+        let listening = listening.into_iter().map(|oracle| (oracle.name(), oracle.evaluations()));
         let others = [
             (ClientOracle::NAME, self.clients.evaluations()),
             (DiskImageOracle::NAME, self.images.evaluations()),
