@@ -268,7 +268,7 @@ impl Outcome {
 }
 
 /// Stands before everything that is encoded here, so that a later version can tell what it reads.
-const FORMAT: u8 = 2;
+pub(super) const FORMAT: u8 = 3;
 
 /// The format's number, then postcard.
 pub(super) fn encode<T: Serialize>(value: &T) -> Bytes {

@@ -69,7 +69,7 @@ pub fn next_repair(
         |def: &RegionDef| def.replicas.values().filter(|node| live.contains(node)).count() * 2 > def.replicas.len();
     let is_repair = |procedure: &&Procedure| {
         let moves = procedure.state.moves().filter(|_| procedure.request.is_none() && !procedure.state.is_decided());
-        let region = moves.and_then(|of| procedure.table.regions.iter().find(|def| def.id == of.region));
+        let region = moves.and_then(|of| procedure.subject.regions().iter().find(|def| def.id == of.region));
         region.is_some_and(can_be_changed)
     };
     if state.procedures().filter(is_repair).count() as u64 >= most {

@@ -40,7 +40,7 @@ use bytes::Bytes;
 pub use command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step};
 pub use machine::Machine;
 pub use place::{Load, emptiest, place};
-pub use procedure::{Action, Move, Next, Procedure, ProcedureState, Target};
+pub use procedure::{Action, Move, Next, Procedure, ProcedureState, Subject, Target};
 pub use runner::Runner;
 pub use service::Service;
 pub use state::{Answer, MetaState};

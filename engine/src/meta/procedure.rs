@@ -32,7 +32,7 @@ use super::catalog::{RegionDef, TableDef};
 use super::command::{Progress, StatementId, Step};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::{ProcedureRef, Replacement, Request, Response};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema, TableId};
 
 /// A procedure that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +45,26 @@ pub struct Procedure {
     pub term: u64,
     /// The statement that started it; none: meta itself.
     pub request: Option<StatementId>,
-    /// The table that it is about, with the ids and nodes of all replicas as the catalog has them. Of a move: with the columns
-    /// that it was created with, for a replica that begins at the beginning of the log.
-    pub table: TableDef,
+    /// The table that it is about.
+    pub subject: Subject,
     /// Where it is.
     pub state: ProcedureState,
+}
+
+/// What a procedure knows of the table that it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// All of it, with the ids and nodes of all replicas as the catalog has them. Of a move: with the columns that it was
+    /// created with, for a replica that begins at the beginning of the log.
+    Whole(Box<TableDef>),
+    /// How people and locks call it: a move that is decided only has a replica to drop, and if that one's node never comes
+    /// back it is kept for ever.
+    Named {
+        /// Its id.
+        id: TableId,
+        /// Its name when the move was decided.
+        name: String,
+    },
 }
 
 /// Where a procedure is, and what is open there.
@@ -156,6 +171,42 @@ pub enum Target {
     Region(RegionId),
 }
 
+impl Subject {
+    /// The table's id.
+    pub fn id(&self) -> TableId {
+        match self {
+            Subject::Whole(table) => table.id,
+            Subject::Named { id, .. } => *id,
+        }
+    }
+
+    /// The table's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Subject::Whole(table) => &table.name,
+            Subject::Named { name, .. } => name,
+        }
+    }
+
+    /// The table, if anything of it is needed.
+    pub fn table(&self) -> Option<&TableDef> {
+        match self {
+            Subject::Whole(table) => Some(table),
+            Subject::Named { .. } => None,
+        }
+    }
+
+    /// Its regions; none, if nothing of them is needed.
+    pub fn regions(&self) -> &[RegionDef] {
+        self.table().map_or(&[], |table| &table.regions)
+    }
+
+    /// Forgets all that nobody needs to drop a replica.
+    pub(super) fn forget(&mut self) {
+        *self = Subject::Named { id: self.id(), name: self.name().to_string() };
+    }
+}
+
 /// What follows a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -194,8 +245,9 @@ impl Procedure {
         let by = ProcedureRef { procedure: self.id, step: self.step, term };
         match &self.state {
             ProcedureState::Prepared { open } | ProcedureState::Published { open } => {
+                let Subject::Whole(table) = &self.subject else { return Vec::new() };
                 self.of_replicas(open, |region, replica| {
-                    let table = Box::new(self.table.clone());
+                    let table = table.clone();
                     Request::CreateReplica { region: region.id, replica, table, by }
                 })
             }
@@ -216,7 +268,8 @@ impl Procedure {
                 self.of_regions(open, &BTreeSet::new(), attempt, |region| Request::Truncate { region: region.id, by })
             }
             ProcedureState::Making(Move { region, change }) => {
-                let ((replica, node), table) = (change.joins, Box::new(self.table.clone()));
+                let Subject::Whole(table) = &self.subject else { return Vec::new() };
+                let ((replica, node), table) = (change.joins, table.clone());
                 let request = Request::CreateReplica { region: *region, replica, table, by };
                 vec![Action { target: Target::Replica(replica), node, request }]
             }
@@ -300,7 +353,7 @@ impl Procedure {
         let next = match (&self.state, progress) {
             (ProcedureState::Prepared { open }, Progress::Replicas(made)) => {
                 let open = closed(open, &made)?;
-                match self.table.regions.iter().all(|region| has_majority(region, &open)) {
+                match self.subject.regions().iter().all(|region| has_majority(region, &open)) {
                     true => Next::Entered(ProcedureState::ReplicasCreated { missing: open, open: self.regions() }),
                     false => Next::Same(ProcedureState::Prepared { open }),
                 }
@@ -387,18 +440,18 @@ impl Procedure {
 
     /// All replicas of the table.
     pub fn replicas(&self) -> BTreeSet<ReplicaId> {
-        self.table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect()
+        self.subject.regions().iter().flat_map(|region| region.replicas.keys().copied()).collect()
     }
 
     /// All regions of the table.
     pub fn regions(&self) -> BTreeSet<RegionId> {
-        self.table.regions.iter().map(|region| region.id).collect()
+        self.subject.regions().iter().map(|region| region.id).collect()
     }
 
     /// One action at the node of each replica of the region, the new one's too: only the leader does it. They are asked all at
     /// once, for the leader is asked many times until the new replica has its log.
     fn of_members(&self, of: &Move, request: impl Fn(&Move) -> Request) -> Vec<Action> {
-        let members = self.table.regions.iter().filter(|region| region.id == of.region);
+        let members = self.subject.regions().iter().filter(|region| region.id == of.region);
         let nodes: BTreeSet<NodeId> = members.flat_map(|region| region.replicas.values().copied()).collect();
         let nodes = nodes.into_iter().chain([of.change.joins.1]);
         nodes.map(|node| Action { target: Target::Region(of.region), node, request: request(of) }).collect()
@@ -411,8 +464,8 @@ impl Procedure {
         request: impl Fn(&RegionDef, ReplicaId) -> Request,
     ) -> Vec<Action> {
         let placed: BTreeMap<ReplicaId, (&RegionDef, NodeId)> = self
-            .table
-            .regions
+            .subject
+            .regions()
             .iter()
             .flat_map(|region| region.replicas.iter().map(move |(replica, node)| (*replica, (region, *node))))
             .collect();
@@ -437,7 +490,7 @@ impl Procedure {
             let node = *nodes.get(attempt as usize % nodes.len().max(1))?;
             Some(Action { target: Target::Region(region.id), node, request: request(region) })
         };
-        self.table.regions.iter().filter(|region| open.contains(&region.id)).filter_map(action).collect()
+        self.subject.regions().iter().filter(|region| open.contains(&region.id)).filter_map(action).collect()
     }
 }
 

@@ -90,7 +90,7 @@ impl Service {
                 let status = |procedure: &Procedure| ProcedureStatus {
                     id: procedure.id,
                     kind: procedure.kind().to_string(),
-                    table: procedure.table.name.clone(),
+                    table: procedure.subject.name().to_string(),
                     step: procedure.state.step().name().to_string(),
                     open: procedure.state.open() as u64,
                 };

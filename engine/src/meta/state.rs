@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{CreateTable, RegionDef, TableDef};
 use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
-use super::procedure::{Move, Next, Procedure, ProcedureState};
+use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::Replacement;
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId};
@@ -294,7 +294,8 @@ impl MetaState {
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
         let state = ProcedureState::Prepared { open };
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
+        let subject = Subject::Whole(Box::new(table));
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
         Started::Procedure { id, step, answer: Answer::Running(id) }
     }
 
@@ -320,7 +321,7 @@ impl MetaState {
         // What is done to the rows or the members of the table may wait for a region that has lost its majority; a drop need
         // not. What of it is under way does no harm; replicas that are being made or dropped go with all others.
         let mut moving = Vec::new();
-        let others = |procedure: &&Procedure| procedure.table.id == table_id;
+        let others = |procedure: &&Procedure| procedure.subject.id() == table_id;
         let others: Vec<ProcedureId> = self.procedures.values().filter(others).map(|procedure| procedure.id).collect();
         for by in others {
             let Some(other) = self.procedures.get(&by).cloned() else { continue };
@@ -347,7 +348,8 @@ impl MetaState {
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
         let state = ProcedureState::Unpublished { open };
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
+        let subject = Subject::Whole(Box::new(table));
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
         Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) }
     }
 
@@ -397,7 +399,8 @@ impl MetaState {
         let id = self.next_procedure();
         self.locks.insert(rows, id);
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), table, state });
+        let subject = Subject::Whole(Box::new(table));
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
         Started::Procedure { id, step, answer: Answer::Running(id) }
     }
 
@@ -483,7 +486,8 @@ impl MetaState {
         self.locks.insert(Lock::Members(def.id), id);
         let state = ProcedureState::Making(Move { region: def.id, change: Replacement { leaves, joins, stay } });
         let step = state.step();
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, table, state });
+        let subject = Subject::Whole(Box::new(table));
+        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, subject, state });
         (id, step)
     }
 
@@ -509,6 +513,9 @@ impl MetaState {
                 if procedure.state.open() == 0 {
                     reached.push(procedure.state.end());
                     self.end(id);
+                } else if procedure.state.moves().is_some() && procedure.state.is_decided() {
+                    // It may have to wait for ever for a node that does not come back.
+                    self.procedures.entry(id).and_modify(|procedure| procedure.subject.forget());
                 }
             }
             Next::Ended => {
@@ -527,7 +534,7 @@ impl MetaState {
     fn decide(&mut self, procedure: &Procedure) {
         let decision = match &procedure.state {
             ProcedureState::Published { .. } => {
-                let table = procedure.table.clone();
+                let table = procedure.subject.table().expect("only a move forgets it").clone();
                 self.names.insert(table.name.clone(), table.id);
                 self.tables.insert(table.id, table.clone());
                 Ok(Decision::Created(Box::new(table)))
@@ -535,14 +542,14 @@ impl MetaState {
             ProcedureState::Undoing { error, .. } => Err(error.clone()),
             ProcedureState::Truncating { .. } => Ok(Decision::Truncated),
             ProcedureState::Altering { schema, .. } => {
-                let table = self.tables.get_mut(&procedure.table.id).expect("a drop ends the procedure first");
+                let table = self.tables.get_mut(&procedure.subject.id()).expect("a drop ends the procedure first");
                 table.partition = table.partition.renamed(&table.schema, schema);
                 let was = std::mem::replace(&mut table.schema, Schema::clone(schema));
                 let altered = table.clone();
                 self.origins.entry(altered.id).or_insert(was);
                 Ok(Decision::Altered(Box::new(altered)))
             }
-            ProcedureState::Leaving(of) => Ok(Decision::Moved(Box::new(self.replace(procedure.table.id, of)))),
+            ProcedureState::Leaving(of) => Ok(Decision::Moved(Box::new(self.replace(procedure.subject.id(), of)))),
             ProcedureState::Withdrawing { of, error } => {
                 self.locks.remove(&Lock::Members(of.region));
                 Err(error.clone())
@@ -550,7 +557,7 @@ impl MetaState {
             _ => return,
         };
         if procedure.state.moves().is_none() {
-            self.locks.remove(&Lock::Name(procedure.table.name.clone()));
+            self.locks.remove(&Lock::Name(procedure.subject.name().to_string()));
         }
         let Some(request) = procedure.request else { return };
         if let Some(statement) = self.statements.get_mut(&request) {
@@ -570,8 +577,10 @@ impl MetaState {
             }
         };
         let mut through = Vec::new();
-        for other in self.procedures.values_mut().filter(|other| other.table.id == table) {
-            swap(&mut other.table);
+        for other in self.procedures.values_mut().filter(|other| other.subject.id() == table) {
+            if let Subject::Whole(table) = &mut other.subject {
+                swap(table);
+            }
             // Nobody needs it any more; the move itself sees to it that it is never made.
             if let ProcedureState::Published { open } = &mut other.state {
                 open.remove(&change.leaves.0);
@@ -630,7 +639,7 @@ impl MetaState {
     fn load(&self) -> BTreeMap<NodeId, Load> {
         let nodes = self.nodes().into_iter().flatten();
         let mut load: BTreeMap<NodeId, Load> = nodes.map(|node| (*node, Load::default())).collect();
-        let coming = self.procedures.values().filter(|p| p.state.is_creating()).map(|procedure| &procedure.table);
+        let coming = self.procedures.values().filter(|p| p.state.is_creating()).filter_map(|p| p.subject.table());
         let moving = self.procedures.values().filter(|p| !p.state.is_decided()).filter_map(|p| p.state.moves());
         for Move { change, .. } in moving {
             load.entry(change.joins.1).or_default().replicas += 1;
@@ -705,15 +714,17 @@ impl MetaState {
             let of_rows = procedure.state.is_of_rows();
             let lock = match (procedure.state.moves(), of_rows) {
                 (Some(of), _) => Some(Lock::Members(of.region)).filter(|_| !procedure.state.is_decided()),
-                (None, true) => Some(Lock::Rows(procedure.table.id)),
-                (None, false) => Some(Lock::Table(procedure.table.id)),
+                (None, true) => Some(Lock::Rows(procedure.subject.id())),
+                (None, false) => Some(Lock::Table(procedure.subject.id())),
             };
             if let Some(lock) = lock {
                 assert_eq!(locks.insert(lock, *id), None, "two at a time");
             }
+            let is_left = procedure.state.moves().is_some() && procedure.state.is_decided();
+            assert_eq!(procedure.subject.table().is_none(), is_left, "it keeps more, or less, than it needs");
             if let Some(Move { region, change }) = procedure.state.moves() {
                 assert!(change.joins.0 < self.next.replica, "will be given out again");
-                let def = self.tables[&procedure.table.id].regions.iter().find(|def| def.id == *region).unwrap();
+                let def = self.tables[&procedure.subject.id()].regions.iter().find(|def| def.id == *region).unwrap();
                 let nodes: BTreeSet<&NodeId> = def.replicas.values().collect();
                 assert_eq!(nodes.len(), def.replicas.len(), "two replicas of a region on one node");
                 if !procedure.state.is_decided() {
@@ -723,8 +734,8 @@ impl MetaState {
                 }
             }
             if procedure.state.is_creating() {
-                locks.insert(Lock::Name(procedure.table.name.clone()), *id);
-                assert!(!self.names.contains_key(&procedure.table.name), "a name in use is being created");
+                locks.insert(Lock::Name(procedure.subject.name().to_string()), *id);
+                assert!(!self.names.contains_key(procedure.subject.name()), "a name in use is being created");
             }
             if !procedure.state.is_decided() {
                 let answer = procedure.request.map(|request| self.answer(request));
@@ -732,7 +743,7 @@ impl MetaState {
             }
             let of_members = procedure.state.moves().is_some();
             let is_visible = of_rows || of_members || matches!(procedure.state, ProcedureState::Published { .. });
-            assert_eq!(self.tables.contains_key(&procedure.table.id), is_visible, "visible too early or too long");
+            assert_eq!(self.tables.contains_key(&procedure.subject.id()), is_visible, "visible too early or too long");
         }
         assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");
         for statement in self.statements.values() {
@@ -740,7 +751,8 @@ impl MetaState {
                 assert!(self.procedures.contains_key(id), "{statement:?} waits for ever");
             }
         }
-        let tables = self.tables.values().chain(self.procedures.values().map(|procedure| &procedure.table));
+        let tables =
+            self.tables.values().chain(self.procedures.values().filter_map(|procedure| procedure.subject.table()));
         for region in tables.flat_map(|table| &table.regions) {
             assert!(region.replicas.keys().all(|replica| *replica < self.next.replica), "will be given out again");
             assert!(region.id.table() < self.next.table);

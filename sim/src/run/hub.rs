@@ -358,13 +358,13 @@ impl State {
         // Of a table that was dropped, or never made, nothing is left to look at once its procedure is over.
         let is_there = |region: &RegionId| {
             let id = region.table();
-            let is_its = |table: &TableDef| table.id == id;
-            let made = self.meta.procedures().any(|procedure| is_its(&procedure.table));
-            *region == RegionId::META || made || self.meta.tables().any(is_its)
+            let made = self.meta.procedures().any(|procedure| procedure.subject.id() == id);
+            *region == RegionId::META || made || self.meta.tables().any(|table| table.id == id)
         };
         self.replicas.retain(|_, (region, _)| is_there(region));
         self.raft.stand(self.meta.tables().map(|table| table.id).collect());
-        let tables: Vec<TableDef> = self.meta.procedures().map(|procedure| procedure.table.clone()).collect();
+        let tables: Vec<TableDef> =
+            self.meta.procedures().filter_map(|procedure| procedure.subject.table().cloned()).collect();
         for table in tables {
             if !self.tables.contains_key(&table.id.0) {
                 self.learn(&table);
@@ -448,7 +448,7 @@ impl State {
     /// A procedure of meta that has not ended, and where it is.
     pub fn unfinished(&self) -> Option<String> {
         let procedure = self.meta.procedures().next()?;
-        let (kind, table, step) = (procedure.kind(), &procedure.table.name, procedure.state.step().name());
+        let (kind, table, step) = (procedure.kind(), procedure.subject.name(), procedure.state.step().name());
         Some(format!("procedure {} ({kind} of {table}) has not ended: it is at {step}", procedure.id))
     }
 

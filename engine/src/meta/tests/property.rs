@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid, Result};
+use crate::meta::command::FORMAT;
 use crate::meta::{Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Step, Target};
 use crate::region::request::ReplicaStatus;
 use crate::server::message::{Request, Response};
@@ -130,20 +131,20 @@ impl Model {
                 }
                 assert!(self.procedures.last().is_none_or(|last| last.id < procedure.id), "a procedure id again");
                 if let ProcedureState::Prepared { open } = &procedure.state {
-                    assert!(procedure.table.id > self.table, "a table id again");
+                    assert!(procedure.subject.id() > self.table, "a table id again");
                     assert!(open.iter().all(|replica| *replica > self.replica), "a replica id again");
-                    self.table = procedure.table.id;
+                    self.table = procedure.subject.id();
                     self.replica = *open.last().unwrap();
                 } else if let ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } =
                     &procedure.state
                 {
-                    assert_eq!(self.visible.get(&procedure.table.name), Some(&procedure.table.id));
-                    assert_eq!(open.len(), procedure.table.regions.len());
+                    assert_eq!(self.visible.get(procedure.subject.name()), Some(&procedure.subject.id()));
+                    assert_eq!(open.len(), procedure.subject.regions().len());
                 } else if let Some(of) = procedure.state.moves() {
                     assert!(of.change.joins.0 > self.replica, "a replica id again");
                     self.replica = of.change.joins.0;
                 } else {
-                    assert_eq!(self.visible.remove(&procedure.table.name), Some(procedure.table.id));
+                    assert_eq!(self.visible.remove(procedure.subject.name()), Some(procedure.subject.id()));
                 }
                 self.procedures.push(procedure.clone());
             }
@@ -162,7 +163,7 @@ impl Model {
                 for step in reached {
                     match step {
                         Step::Published => {
-                            let table = &procedure.table;
+                            let table = procedure.subject.table().unwrap();
                             assert_eq!(self.visible.insert(table.name.clone(), table.id), None, "a name twice");
                         }
                         Step::Done | Step::Failed => assert!(state.procedure(procedure.id).is_none()),
@@ -342,7 +343,7 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut state = MetaState::new();
         state.apply(super::bootstrap(3));
-        for bytes in [bytes.clone(), [&[1][..], &bytes].concat()] {
+        for bytes in [bytes.clone(), [&[FORMAT][..], &bytes].concat()] {
             if let Ok(command) = Command::decode(&bytes) {
                 state.apply(command);
             }

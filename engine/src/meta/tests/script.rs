@@ -214,7 +214,7 @@ fn progress(known: Option<&Procedure>, done: &[&str]) -> Result<Progress, Box<dy
     }
     let known = known.ok_or("it has ended: no regions")?;
     let regions: Result<_, _> =
-        done.iter().map(|name| name.parse().map(|n| RegionId::new(known.table.id, n))).collect();
+        done.iter().map(|name| name.parse().map(|n| RegionId::new(known.subject.id(), n))).collect();
     Ok(Progress::Regions(regions?))
 }
 
@@ -308,7 +308,7 @@ fn lines(state: &MetaState) -> Vec<String> {
         lines.push(format!("table {} {:?}", table.id, table.name));
     }
     for procedure in state.procedures() {
-        for place in places(&procedure.table) {
+        for place in procedure.subject.table().map(places).unwrap_or_default() {
             lines.push(format!("{} places {place}", procedure.id));
         }
         let at = procedure.state.step().name();
