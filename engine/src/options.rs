@@ -100,6 +100,9 @@ pub struct Options {
     pub node_dead_ms: u64,
     /// Replicas of dead nodes that are made elsewhere at the same time.
     pub node_repairs: u64,
+    /// A step of a move that does not get on for so long is given up, as long as the new replica has no vote. It bounds how
+    /// long the new replica may take to receive its region, too.
+    pub move_patience_ms: u64,
     /// Pause before the first retry of a step of a procedure; doubles up to `retry_max_ms`.
     pub retry_min_ms: u64,
     /// Upper bound, see `retry_min_ms`.
@@ -170,6 +173,7 @@ impl Default for Options {
             meta_flush_entries: 100,
             node_dead_ms: 600_000,
             node_repairs: 4,
+            move_patience_ms: 3_600_000,
             retry_min_ms: 20,
             retry_max_ms: 1_000,
         }
@@ -230,6 +234,7 @@ impl Options {
         least("table_regions", self.table_regions, 1)?;
         least("meta_flush_entries", self.meta_flush_entries, 1)?;
         least("node_repairs", self.node_repairs, 1)?;
+        least("move_patience_ms", self.move_patience_ms, 1)?;
         least("retry_min_ms", self.retry_min_ms, 1)?;
         least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)
     }

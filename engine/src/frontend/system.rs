@@ -212,6 +212,8 @@ fn jobs(procedures: &[ProcedureStatus]) -> Result<(SchemaRef, RecordBatch)> {
         ("table_name", false, text(|one| &one.table)),
         ("step", false, text(|one| &one.step)),
         ("open", false, Arc::new(UInt64Array::from_iter_values(procedures.iter().map(|one| one.open)))),
+        ("error", true, texts(procedures.iter().map(|one| one.error.clone()))),
+        ("waits_for", true, texts(procedures.iter().map(|one| one.waits_for.clone()))),
     ])
 }
 

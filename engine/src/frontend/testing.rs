@@ -487,6 +487,8 @@ impl State {
                 table: "b".into(),
                 step: "truncating".into(),
                 open: 2,
+                error: None,
+                waits_for: Some("n2: [connection_lost] it is down".into()),
             }])),
             MetaRequest::Tables => Ok(MetaAnswer::Tables(self.tables.values().cloned().collect())),
             MetaRequest::OpenSession => {

@@ -123,7 +123,7 @@ pub enum Progress {
     Regions(BTreeSet<RegionId>),
     /// A node refused: the procedure can never succeed.
     Refused(Error),
-    /// The node that it needs has been dead for long: it is not waited for any more.
+    /// What it needs is not waited for any more: a node that has been dead for long, or a step that does not get on.
     GivenUp(Error),
 }
 

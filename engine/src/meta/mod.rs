@@ -41,7 +41,7 @@ pub use command::{Command, Decision, Limits, Outcome, Progress, StatementId, Ste
 pub use machine::Machine;
 pub use place::{Load, emptiest, place};
 pub use procedure::{Action, Move, Next, Procedure, ProcedureState, Subject, Target};
-pub use runner::Runner;
+pub use runner::{Obstacles, Runner};
 pub use service::Service;
 pub use state::{Answer, MetaState};
 

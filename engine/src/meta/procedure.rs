@@ -17,8 +17,9 @@
 //! ALTER are answered at their end; they need each region's leader, not each replica. The catalog has the new columns when all
 //! regions have: whoever still comes with the old ones to a region that has the new ones is sent back to ask.
 //! A move is decided at Leaving, when the region's members are others, or at Withdrawing. It is given up if the node that is to
-//! get the replica refuses it or has been dead for long, as long as the replica has no vote: from Retracting it goes back to
-//! Switching if the region says that it has.
+//! get the replica refuses it or has been dead for long, if the region's members are none that it can be done of, or if a step
+//! does not get on for very long, whatever the nodes answer; as long as the replica has no vote: from Retracting it goes back
+//! to Switching if the region says that it has.
 //!
 //! Everything here is pure: [`Procedure::next`] says what to ask of which node, [`Procedure::progress`] what the answers
 //! mean, [`Procedure::after`] what state follows. Each state holds what is *open*, so that what has been done is not
@@ -303,7 +304,8 @@ impl Procedure {
     ///
     /// A lost or late answer, a node that is down or full, an answer of another kind: all mean "not yet". Only a refusal
     /// as `Invalid`, which the same request would meet again and again, ends a creation, as long as it is not decided, and a
-    /// move, as long as the new replica is not made; and there is no way back for a replica that has its vote.
+    /// move, as long as the new replica is not made or if it has other members than the region; and there is no way back for a
+    /// replica that has its vote.
     pub fn progress(&self, answers: impl IntoIterator<Item = (Target, Result<Response>)>) -> Option<Progress> {
         let mut replicas = BTreeSet::new();
         let mut regions = BTreeSet::new();
@@ -333,11 +335,20 @@ impl Procedure {
                 (
                     ProcedureState::Prepared { .. }
                     | ProcedureState::ReplicasCreated { .. }
-                    | ProcedureState::Making(_)
-                    | ProcedureState::Retracting { .. },
+                    | ProcedureState::Making(_),
                     _,
                     Err(error @ Error::Invalid { .. }),
-                ) => return Some(Progress::Refused(error)),
+                )
+                | (ProcedureState::Retracting { .. }, _, Err(error @ Error::Invalid { code: Invalid::Request, .. })) => {
+                    return Some(Progress::Refused(error));
+                }
+                // The leader, which has made sure that it leads, knows other members than the catalog. Nobody else changes
+                // them meanwhile, so that stays.
+                (
+                    ProcedureState::Joining(_) | ProcedureState::Switching(_),
+                    _,
+                    Err(error @ Error::Invalid { code: Invalid::Mismatch, .. }),
+                ) => return Some(Progress::GivenUp(error)),
                 _ => {}
             }
         }
@@ -540,6 +551,21 @@ impl ProcedureState {
             | ProcedureState::Unpublished { .. }
             | ProcedureState::Leaving(_)
             | ProcedureState::Withdrawing { .. } => true,
+        }
+    }
+
+    /// Whether it may be given up because it does not get on.
+    pub fn can_be_given_up(&self) -> bool {
+        matches!(self, ProcedureState::Making(_) | ProcedureState::Joining(_) | ProcedureState::Switching(_))
+    }
+
+    /// Why it was given up, if it was.
+    pub fn error(&self) -> Option<&Error> {
+        match self {
+            ProcedureState::Undoing { error, .. }
+            | ProcedureState::Retracting { error, .. }
+            | ProcedureState::Withdrawing { error, .. } => Some(error),
+            _ => None,
         }
     }
 

@@ -85,6 +85,10 @@ pub struct ProcedureStatus {
     pub step: String,
     /// Replicas or regions that have not done it yet.
     pub open: u64,
+    /// Why it was given up, if it was: what it did is being taken back.
+    pub error: Option<String>,
+    /// What holds it up, as meta's leader was told last.
+    pub waits_for: Option<String>,
 }
 
 /// The answer of meta.

@@ -4,7 +4,7 @@
 //! moment, it loses the answers of one round of calls, all of which can be asked again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -16,7 +16,7 @@ use super::detector::{Detector, hopeless, left_behind, next_repair};
 use super::machine::Machine;
 use super::procedure::{Action, Procedure, Target};
 use super::{Group, Nodes};
-use crate::error::{Error, Invalid, Result};
+use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::options::Options;
 use crate::server::message::{Request, Response};
@@ -35,7 +35,15 @@ pub struct Runner {
     /// Silence after which a node is dead; zero: never.
     dead_after: Duration,
     repairs: u64,
+    /// Time in which a step of a move has to get on.
+    move_patience: Duration,
+    obstacles: Arc<Obstacles>,
 }
+
+/// What holds up the procedures, as the leader of meta heard last: for people. Nothing is decided by it, and the next leader
+/// begins with none.
+#[derive(Debug, Default)]
+pub struct Obstacles(Mutex<BTreeMap<ProcedureId, String>>);
 
 /// Why a procedure is not driven any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +73,20 @@ impl Runner {
             call: Duration::from_millis(options.rpc_timeout_ms),
             dead_after: Duration::from_millis(options.node_dead_ms),
             repairs: options.node_repairs,
+            move_patience: Duration::from_millis(options.move_patience_ms),
+            obstacles: Arc::default(),
         }
+    }
+
+    /// What holds up the procedures that it drives.
+    pub fn obstacles(&self) -> Arc<Obstacles> {
+        self.obstacles.clone()
     }
 
     /// To be called when this replica has become the leader of `term`; returns soon after it has ceased to be.
     /// Dropping the future stops it at once: nothing is left behind that still runs.
     pub async fn run(&self, term: u64) {
+        self.obstacles.clear();
         if !self.caught_up(term).await {
             return;
         }
@@ -116,13 +132,29 @@ impl Runner {
     async fn drive(&self, id: ProcedureId, term: u64) -> End {
         let mut attempt = 0;
         let mut step = None;
+        let mut since = Instant::now();
         while self.leads(term) {
-            let Some(procedure) = self.machine.read(|state| state.procedure(id).cloned()) else { return End::Ended };
+            let procedure = self.machine.read(|state| state.procedure(id).cloned());
+            let Some(procedure) = procedure else {
+                self.obstacles.note(id, None);
+                return End::Ended;
+            };
             if step.replace(procedure.step) != Some(procedure.step) {
                 attempt = 0;
+                since = Instant::now();
+                self.obstacles.note(id, None);
             }
-            let answers = join_all(procedure.next(term, attempt).into_iter().map(|action| self.ask(action))).await;
-            let recorded = match procedure.progress(answers) {
+            let asked = procedure.next(term, attempt).into_iter().map(|action| self.ask(action));
+            let answers: Vec<Answered> = join_all(asked).await;
+            let obstacle = obstacle(&answers);
+            let mut progress = procedure.progress(answers.into_iter().map(|(_, target, answer)| (target, answer)));
+            if progress.is_none() {
+                if procedure.state.can_be_given_up() && since.elapsed() >= self.move_patience {
+                    progress = Some(self.out_of_patience(&procedure, obstacle.as_deref()));
+                }
+                self.obstacles.note(id, obstacle);
+            }
+            let recorded = match progress {
                 Some(progress) => self.record(&procedure, term, progress).await,
                 None => Ok(false),
             };
@@ -201,7 +233,14 @@ impl Runner {
         }
     }
 
-    async fn ask(&self, Action { target, node, request }: Action) -> (Target, Result<Response>) {
+    fn out_of_patience(&self, procedure: &Procedure, obstacle: Option<&str>) -> Progress {
+        let (step, ms) = (procedure.state.step().name(), self.move_patience.as_millis());
+        let last = obstacle.unwrap_or("no node said why");
+        let message = format!("the move did not get on from {step} for {ms} ms (move_patience_ms); last: {last}");
+        Progress::GivenUp(Error::invalid(Invalid::Request, message))
+    }
+
+    async fn ask(&self, Action { target, node, request }: Action) -> Answered {
         let answer = match timeout(self.call, self.nodes.call(node, request, self.call)).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::Unknown { message: format!("node {node} did not answer in time") }),
@@ -209,7 +248,7 @@ impl Runner {
         if let Err(error) = &answer {
             tracing::debug!(%node, ?target, %error, "a step of a procedure failed on a node");
         }
-        (target, answer)
+        (node, target, answer)
     }
 
     /// Writes `progress` to the log. False: it is not there, or perhaps not; look at the state and try again.
@@ -247,5 +286,43 @@ impl Runner {
         let factor = 1u32.checked_shl(*attempt).unwrap_or(u32::MAX);
         *attempt = attempt.saturating_add(1);
         sleep(self.retry_min.saturating_mul(factor).min(self.retry_max)).await;
+    }
+}
+
+/// Who answered, about what, and what.
+type Answered = (NodeId, Target, Result<Response>);
+
+/// Of the answers that got a procedure nowhere, the one that tells most: who answers and fails, before who does not answer,
+/// before who is only the wrong one to ask.
+fn obstacle(answers: &[Answered]) -> Option<String> {
+    let failed = answers.iter().filter_map(|(node, _, answer)| Some((node, answer.as_ref().err()?)));
+    let rank = |error: &Error| match error {
+        Error::NotLeader { .. } | Error::RegionNotFound { .. } => 2,
+        Error::Io { kind: IoKind::ConnectionLost, .. } | Error::Unknown { .. } | Error::Stopped => 1,
+        _ => 0,
+    };
+    let (node, error) = failed.min_by_key(|(_, error)| rank(error))?;
+    Some(format!("{node}: {error}"))
+}
+
+impl Obstacles {
+    /// What holds the procedure up, if anything is known.
+    pub fn of(&self, procedure: ProcedureId) -> Option<String> {
+        self.inner().get(&procedure).cloned()
+    }
+
+    fn note(&self, procedure: ProcedureId, obstacle: Option<String>) {
+        match obstacle {
+            Some(obstacle) => drop(self.inner().insert(procedure, obstacle)),
+            None => drop(self.inner().remove(&procedure)),
+        }
+    }
+
+    fn clear(&self) {
+        self.inner().clear();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, BTreeMap<ProcedureId, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,6 +12,7 @@ use super::command::{Command, Decision, Limits, Outcome, StatementId};
 use super::machine::Machine;
 use super::procedure::Procedure;
 use super::request::{MetaAnswer, MetaRequest, ProcedureStatus};
+use super::runner::Obstacles;
 use super::state::Answer;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -23,6 +24,7 @@ pub struct Service {
     group: Arc<dyn Group>,
     machine: Arc<Machine>,
     events: Events,
+    obstacles: Arc<Obstacles>,
     limits: Limits,
     /// How often a waiting statement looks whether this replica still leads.
     look_again: Duration,
@@ -37,10 +39,16 @@ enum Waiting {
 }
 
 impl Service {
-    /// The door to `group`, which applies to `machine`.
-    pub fn new(group: Arc<dyn Group>, machine: Arc<Machine>, events: Events, options: &Options) -> Service {
+    /// The door to `group`, which applies to `machine`; `obstacles` are those of its runner.
+    pub fn new(
+        group: Arc<dyn Group>,
+        machine: Arc<Machine>,
+        events: Events,
+        obstacles: Arc<Obstacles>,
+        options: &Options,
+    ) -> Service {
         let look_again = Duration::from_millis(options.retry_max_ms);
-        Service { group, machine, events, limits: Limits::of(options), look_again }
+        Service { group, machine, events, obstacles, limits: Limits::of(options), look_again }
     }
 
     /// Says who is in the cluster: all nodes, and the replicas of the meta group. May be repeated, in the same words.
@@ -93,6 +101,8 @@ impl Service {
                     table: procedure.subject.name().to_string(),
                     step: procedure.state.step().name().to_string(),
                     open: procedure.state.open() as u64,
+                    error: procedure.state.error().map(ToString::to_string),
+                    waits_for: self.obstacles.of(procedure.id),
                 };
                 Ok(MetaAnswer::Procedures(self.machine.read(|state| state.procedures().map(status).collect())))
             }

@@ -198,7 +198,7 @@ impl Group {
         self.change(change, |membership, is_close| members::to_voter(membership, change, is_close)).await
     }
 
-    /// Sends nothing any more to the replica that was to join. Only the leader can. Refused (`Invalid`) when it has a vote.
+    /// Sends nothing any more to the replica that was to join. Only the leader can. Refused when it has a vote: as `Request`, or as `Mismatch` if the other voters are none of this change.
     pub async fn remove_learner(&self, change: &Replacement) -> Result<()> {
         self.change(change, |membership, _| members::to_nothing(membership, change)).await
     }
@@ -222,6 +222,10 @@ impl Group {
             Step::Refused => {
                 let message = format!("region {} has the members {seen:?}, which {change:?} is not of", self.region);
                 return Err(Error::invalid(Invalid::Mismatch, message));
+            }
+            Step::Votes => {
+                let message = format!("replica {joins} of region {} has a vote", self.region);
+                return Err(Error::invalid(Invalid::Request, message));
             }
             Step::Add { strays } => {
                 let strays = strays.iter().map(|id| id.0).collect();

@@ -46,6 +46,8 @@ pub enum Step {
     Behind,
     /// It cannot be done of this membership.
     Refused,
+    /// There is no way back: it has a vote.
+    Votes,
 }
 
 /// Where `membership` stands.
@@ -88,12 +90,14 @@ pub fn to_voter(membership: &Membership, change: &Replacement, is_close: bool) -
     }
 }
 
-/// What makes it no member.
+/// What makes it no member. Its id is no other change's, so it may go whoever the others are by now, unless it votes.
 pub fn to_nothing(membership: &Membership, change: &Replacement) -> Step {
+    let joins = change.joins.0;
     match place(membership, change) {
-        Place::Outside => Step::Done,
-        Place::Learner => Step::Remove,
-        Place::Joint | Place::Switched | Place::Elsewhere => Step::Refused,
+        Place::Joint | Place::Switched => Step::Votes,
+        Place::Elsewhere if membership.voters.iter().any(|set| set.contains(&joins)) => Step::Refused,
+        _ if membership.replicas.contains_key(&joins) => Step::Remove,
+        _ => Step::Done,
     }
 }
 
@@ -143,13 +147,14 @@ mod tests {
             // What was given up long ago, and added again by a late request.
             (membership(std::slice::from_ref(&old), ids([1, 2, 3, 6])), add(ids([6])), Step::Refused, Step::Done),
             (membership(std::slice::from_ref(&old), ids([1, 2, 3, 7])), Step::Done, vote(), Step::Remove),
-            (membership(&[old.clone(), new.clone()], ids([1, 2, 3, 7])), Step::Done, vote(), Step::Refused),
-            (membership(std::slice::from_ref(&new), ids([1, 2, 7])), Step::Done, Step::Done, Step::Refused),
+            (membership(&[old.clone(), new.clone()], ids([1, 2, 3, 7])), Step::Done, vote(), Step::Votes),
+            (membership(std::slice::from_ref(&new), ids([1, 2, 7])), Step::Done, Step::Done, Step::Votes),
             // Others: changed meanwhile, changing to something else, not formed.
-            (membership(&[ids([1, 2, 9])], ids([1, 2, 9])), Step::Refused, Step::Refused, Step::Refused),
-            (membership(&[ids([1, 2, 9])], ids([1, 2, 9, 7])), Step::Refused, Step::Refused, Step::Refused),
-            (membership(&[old, ids([1, 3, 9])], ids([1, 2, 3, 9])), Step::Refused, Step::Refused, Step::Refused),
-            (membership(&[], ids([])), Step::Refused, Step::Refused, Step::Refused),
+            (membership(&[ids([1, 2, 9])], ids([1, 2, 9])), Step::Refused, Step::Refused, Step::Done),
+            (membership(&[ids([1, 2, 9])], ids([1, 2, 9, 7])), Step::Refused, Step::Refused, Step::Remove),
+            (membership(&[ids([1, 7, 9])], ids([1, 7, 9])), Step::Refused, Step::Refused, Step::Refused),
+            (membership(&[old, ids([1, 3, 9])], ids([1, 2, 3, 9])), Step::Refused, Step::Refused, Step::Done),
+            (membership(&[], ids([])), Step::Refused, Step::Refused, Step::Done),
         ];
         for (membership, learner, voter, nothing) in cases {
             assert_eq!(to_learner(&membership, &change()), learner, "{membership:?}");

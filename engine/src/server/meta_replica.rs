@@ -97,9 +97,10 @@ impl MetaReplica {
     pub fn serve(self: &Arc<Self>, group: Arc<Group>, router: Arc<Router>) {
         let door: Arc<dyn meta::Group> = group.clone();
         let events = self.spec.events.clone();
-        let service = Arc::new(Service::new(door.clone(), self.machine.clone(), events.clone(), &self.spec.options));
+        let runner = Runner::new(door.clone(), router, self.machine.clone(), events.clone(), &self.spec.options);
+        let obstacles = runner.obstacles();
+        let service = Arc::new(Service::new(door, self.machine.clone(), events, obstacles, &self.spec.options));
         *self.service.lock().expect("no panic holds the lock") = Some(service.clone());
-        let runner = Runner::new(door, router, self.machine.clone(), events, &self.spec.options);
         let (machine, options) = (self.machine.clone(), self.spec.options.clone());
         let leading = tokio::spawn(lead(group, service, runner, machine, options));
         let writing = tokio::spawn(write_now_and_then(Arc::downgrade(self)));

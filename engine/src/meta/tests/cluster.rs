@@ -405,6 +405,70 @@ async fn a_move_onto_a_node_that_dies_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_move_that_does_not_get_on_says_why_and_is_given_up() {
+    for stands_at in ["making", "switching"] {
+        let world = World::new(5, 1);
+        let table = world.created(1).await;
+        // Leaders know it that are elected from now on.
+        world.lock().patience_ms = Some(3_000);
+        world.elect();
+        let (region, from, to) = free(&table, 0);
+        let reason = match stands_at {
+            "making" => {
+                world.lock().nodes.get_mut(&to).unwrap().is_full = true;
+                "n4: [storage_full] no space"
+            }
+            // The region's leader says so, the node itself does not answer.
+            _ => {
+                world.lock().down_at = Some((stands_at.to_string(), to));
+                "n1: [busy] it is behind; try again later"
+            }
+        };
+        let moving = tokio::spawn({
+            let world = world.clone();
+            async move { world.move_replica(region, from, to, 2).await }
+        });
+        sleep(Duration::from_secs(2)).await;
+        let MetaAnswer::Procedures(jobs) = world.ask(MetaRequest::Procedures).await.unwrap() else { panic!() };
+        let [job] = jobs.as_slice() else { panic!("{jobs:?}") };
+        assert_eq!(
+            (job.step.as_str(), job.error.as_deref(), job.waits_for.as_deref()),
+            (stands_at, None, Some(reason))
+        );
+        let err = moving.await.unwrap().unwrap_err();
+        let expected = format!("from {stands_at} for 3000 ms (move_patience_ms); last: {reason}");
+        assert!(err.to_string().contains(&expected), "{err}");
+
+        // What is left of it waits for the node, and says so; the region's members can be changed meanwhile.
+        world.down(to.0);
+        sleep(Duration::from_secs(1)).await;
+        if stands_at == "switching" {
+            let MetaAnswer::Procedures(jobs) = world.ask(MetaRequest::Procedures).await.unwrap() else { panic!() };
+            let [job] = jobs.as_slice() else { panic!("{jobs:?}") };
+            assert_eq!((job.step.as_str(), job.error.as_deref()), ("withdrawing", Some(err.to_string().as_str())));
+            let waits_for = job.waits_for.as_deref().unwrap_or_default();
+            assert!(waits_for.contains("node n4 is down"), "{waits_for}");
+        }
+        world.lock().down_at = None;
+        world.move_replica(region, from, NodeId(5), 3).await.unwrap();
+        world.up(to.0);
+        world.rest().await;
+    }
+}
+
+#[tokio::test]
+async fn a_move_in_a_region_with_other_members_is_given_up_at_once() {
+    let world = World::new(4, 1);
+    let table = world.created(1).await;
+    let (region, from, to) = free(&table, 0);
+    world.lock().is_elsewhere = true;
+    let err = world.move_replica(region, from, to, 2).await.unwrap_err();
+    assert_eq!(err.to_string(), "[mismatch] other members");
+    world.lock().is_elsewhere = false;
+    world.rest().await;
+}
+
+#[tokio::test]
 async fn a_replica_that_does_not_lead_answers_nothing() {
     let world = World::new(3, 1);
     let old = world.leader();
@@ -500,6 +564,10 @@ struct Inner {
     dead: Vec<(NodeId, u64, u64)>,
     /// Silence after which a node is dead.
     dead_ms: u64,
+    /// After which a step of a move is given up.
+    patience_ms: Option<u64>,
+    /// The leaders of regions know other members than the catalog.
+    is_elsewhere: bool,
 }
 
 fn voters(change: &Replacement, after: bool) -> BTreeSet<ReplicaId> {
@@ -517,6 +585,8 @@ impl Node {
 struct Node {
     is_down: bool,
     refuses: bool,
+    /// It answers, and can make no replica.
+    is_full: bool,
     replicas: BTreeMap<ReplicaId, RegionId>,
     tombstones: BTreeSet<ReplicaId>,
     /// Where it was asked to form the group, by its replica there.
@@ -588,11 +658,17 @@ impl World {
         let group =
             Arc::new(FakeGroup { world: self.clone(), machine: machine.clone(), term, applied: Mutex::new(applied) });
         let node_dead_ms = inner.dead_ms;
-        let options =
-            Options { rpc_timeout_ms: 50, retry_min_ms: 5, retry_max_ms: 40, node_dead_ms, ..Options::default() };
+        let options = Options {
+            rpc_timeout_ms: 50,
+            retry_min_ms: 5,
+            retry_max_ms: 40,
+            node_dead_ms,
+            move_patience_ms: inner.patience_ms.unwrap_or(3_600_000),
+            ..Options::default()
+        };
         let events = Events::heard_by(NodeId(term), Arc::new(self.clone()));
-        let service = Service::new(group.clone(), machine.clone(), events.clone(), &options);
-        let runner = Runner::new(group, Arc::new(self.clone()), machine.clone(), events, &options);
+        let runner = Runner::new(group.clone(), Arc::new(self.clone()), machine.clone(), events.clone(), &options);
+        let service = Service::new(group, machine.clone(), events, runner.obstacles(), &options);
         let running = Mutex::new(Some(tokio::spawn(async move { runner.run(term).await })));
         let leader = Arc::new(Leader { service, machine, running });
         inner.leader = Some(leader.clone());
@@ -719,6 +795,9 @@ impl World {
             Request::CreateReplica { .. } if node.refuses => {
                 Err(Error::invalid(Invalid::Mismatch, format!("node {at} refuses")))
             }
+            Request::CreateReplica { .. } if node.is_full => {
+                Err(Error::Io { kind: IoKind::StorageFull, message: "no space".to_string() })
+            }
             Request::CreateReplica { region, replica, table, .. } => {
                 // A replica of a move is in the catalog only when it has taken the place of another one.
                 let def = table.regions.iter().find(|def| def.id == region).expect("a region of the table");
@@ -837,6 +916,9 @@ impl Inner {
     /// What a region's leader does when it is asked to change the members: learner, voter, never two changes at once.
     fn learn(&mut self, region: RegionId, change: &Replacement) -> Result<Response> {
         let members = self.members(region);
+        if self.is_elsewhere {
+            return Err(Error::invalid(Invalid::Mismatch, "other members"));
+        }
         if members == voters(change, false) {
             assert!(self.nodes[&change.joins.1].has(change.joins.0), "it gets the log before it is made");
             self.learners.insert(change.joins.0);
@@ -852,7 +934,7 @@ impl Inner {
             return Ok(Response::Done);
         }
         let (joins, node) = change.joins;
-        if members != voters(change, false) || !self.learners.contains(&joins) {
+        if self.is_elsewhere || members != voters(change, false) || !self.learners.contains(&joins) {
             return Err(Error::invalid(Invalid::Mismatch, "other members, or no learner"));
         }
         if self.nodes[&node].is_down || !self.nodes[&node].has(joins) {
@@ -868,7 +950,7 @@ impl Inner {
 
     fn unlearn(&mut self, region: RegionId, change: &Replacement) -> Result<Response> {
         if self.members(region) != voters(change, false) {
-            return Err(Error::invalid(Invalid::Mismatch, "it has its vote"));
+            return Err(Error::invalid(Invalid::Request, "it has its vote"));
         }
         self.learners.remove(&change.joins.0);
         Ok(Response::Done)
