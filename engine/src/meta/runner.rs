@@ -183,7 +183,7 @@ impl Runner {
             let nodes = self.machine.read(|state| state.nodes().cloned().unwrap_or_default());
             let asked = nodes.iter().map(|node| async move {
                 let answer = timeout(self.call, self.nodes.call(*node, Request::Ping, self.call)).await;
-                matches!(answer, Ok(Ok(Response::Done))).then_some(*node)
+                matches!(answer, Ok(Ok(Response::Pong(_)))).then_some(*node)
             });
             let answered = join_all(asked).await.into_iter().flatten().collect();
             let now = Instant::now();

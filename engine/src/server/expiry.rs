@@ -67,8 +67,8 @@ impl Shared {
     async fn clocks(&self, nodes: BTreeSet<NodeId>) -> BTreeMap<NodeId, Timestamp> {
         let within = Duration::from_millis(self.options().rpc_timeout_ms);
         let ask = |node| async move {
-            match self.router().call(node, Request::Clock, within).await {
-                Ok(Response::Clock(now)) => Some((node, now)),
+            match self.router().call(node, Request::Ping, within).await {
+                Ok(Response::Pong(now)) => Some((node, now)),
                 _ => None,
             }
         };

@@ -149,8 +149,6 @@ pub enum Request {
         /// The region.
         region: RegionId,
     },
-    /// What this node's clock says.
-    Clock,
     /// Take all rows out of a region: asked of the leader. Resent, it takes out nothing that was written since.
     Truncate {
         /// The region.
@@ -188,7 +186,7 @@ pub enum Request {
         /// On whose behalf.
         by: ProcedureRef,
     },
-    /// Whether the node is there and its store is open.
+    /// Whether the node is there and its store is open, and what its clock says.
     Ping,
 }
 
@@ -235,12 +233,13 @@ pub enum Response {
     Write(WriteAnswer),
     Scan(ScanAnswer),
     /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`, `Pin`, `Unpin`,
-    /// `AddLearner`, `ChangeMembers`, `RemoveLearner`, `Ping`.
+    /// `AddLearner`, `ChangeMembers`, `RemoveLearner`.
     Done,
     Pins(Vec<PinStatus>),
     /// How many rows the file has.
     Ingest(u64),
-    Clock(Timestamp),
+    /// To `Ping`: what the clock says.
+    Pong(Timestamp),
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
     Metrics(Vec<Sample>),
@@ -287,7 +286,7 @@ pub enum Kind {
     Pin = 20,
     Unpin = 21,
     Pins = 22,
-    Clock = 23,
+    // 23 was a question for the clock alone.
     ReadIndex = 24,
     AddLearner = 25,
     ChangeMembers = 26,
@@ -322,7 +321,6 @@ impl Kind {
         (Kind::Pin, "pin"),
         (Kind::Unpin, "unpin"),
         (Kind::Pins, "pins"),
-        (Kind::Clock, "clock"),
         (Kind::ReadIndex, "read_index"),
         (Kind::AddLearner, "add_learner"),
         (Kind::ChangeMembers, "change_members"),
@@ -369,7 +367,6 @@ impl Request {
             Request::Pin { .. } => Kind::Pin,
             Request::Unpin { .. } => Kind::Unpin,
             Request::Pins { .. } => Kind::Pins,
-            Request::Clock => Kind::Clock,
             Request::ReadIndex { .. } => Kind::ReadIndex,
             Request::AddLearner { .. } => Kind::AddLearner,
             Request::ChangeMembers { .. } => Kind::ChangeMembers,

@@ -349,7 +349,6 @@ impl Shared {
                 self.store()?.change(region, Command::Unpin { name }).await.map(|()| Response::Done)
             }
             Request::Pins { region } => self.store()?.pins(region).await.map(Response::Pins),
-            Request::Clock => Ok(Response::Clock(self.seams.clock.now())),
             Request::Transfer { region, to } => {
                 self.store()?.of_region(region)?.group.transfer(to).await.map(|()| Response::Done)
             }
@@ -362,7 +361,7 @@ impl Shared {
             Request::RemoveLearner { region, change, .. } => {
                 self.store()?.of_region(region)?.group.remove_learner(&change).await.map(|()| Response::Done)
             }
-            Request::Ping => self.store().map(|_| Response::Done),
+            Request::Ping => self.store().map(|_| Response::Pong(self.seams.clock.now())),
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Metrics => Ok(Response::Metrics(self.samples())),

@@ -19,7 +19,7 @@ use crate::meta::{Command, Group, Machine, Nodes, Runner, Service};
 use crate::options::Options;
 use crate::region::request::ReplicaStatus;
 use crate::server::message::{Replacement, Request, Response};
-use crate::types::{NodeId, RegionId, ReplicaId, Sequence, SessionId, TableId};
+use crate::types::{NodeId, RegionId, ReplicaId, Sequence, SessionId, TableId, Timestamp};
 
 const LONG: Duration = Duration::from_secs(5);
 
@@ -827,7 +827,7 @@ impl World {
                 }
                 Ok(Response::Done)
             }
-            Request::Ping => Ok(Response::Done),
+            Request::Ping => Ok(Response::Pong(Timestamp(0))),
             Request::AddLearner { region, change, .. } => inner.learn(region, &change),
             Request::ChangeMembers { region, change, .. } => inner.switch(region, &change),
             Request::RemoveLearner { region, change, .. } => inner.unlearn(region, &change),

@@ -73,7 +73,6 @@ impl Lane {
             | Kind::Pin
             | Kind::Unpin
             | Kind::Pins
-            | Kind::Clock
             | Kind::Status
             | Kind::ReadIndex
             | Kind::AddLearner
