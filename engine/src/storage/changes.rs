@@ -59,7 +59,7 @@ impl Version {
                 Merge::visible(&self.rules, self.memtables().cloned(), self.ssts.values().cloned(), &scan, batch_rows)
             };
             let (was, is) = (Stream::of(read(since)?), Stream::of(read(scan.upto)?));
-            let ended = page.take(was, is, limit, |key, sequence| position(self, key, sequence)).await?;
+            let ended = page.take(was, is, limit, |key, sequence| self.rules.position(key, sequence)).await?;
             rest = ended.or_else(|| written.and_then(|written| written.next));
             if rest.is_none() || page.is_over(limit) {
                 break;
@@ -90,11 +90,6 @@ fn key_conditions(version: &Version, scan: &Scan) -> Vec<crate::types::Predicate
     let schema = version.schema();
     let on_key = |name: &str| schema.column(name).is_some_and(|(at, _)| schema.is_key(at));
     scan.predicates.iter().filter(|predicate| on_key(&predicate.column)).cloned().collect()
-}
-
-fn position(version: &Version, key: &Key, sequence: Sequence) -> Position {
-    let sequence = if version.rules.appends(sequence) { sequence } else { Sequence(0) };
-    Position { key: key.clone(), sequence }
 }
 
 /// One of the two reads.

@@ -244,7 +244,7 @@ impl Merge {
                 page.rows += fitting;
                 page.batches.extend((fitting > 0).then(|| rows.slice(0, fitting)));
                 let last = page.batches.last().and_then(|rows: &Rows| rows.keys.last().zip(rows.sequences.last()));
-                page.next = last.map(|(key, sequence)| self.plan.position(key, *sequence));
+                page.next = last.map(|(key, sequence)| self.plan.rules.position(key, *sequence));
                 return Ok(page);
             }
             bytes += rows.bytes();
@@ -396,7 +396,7 @@ fn take(plan: &Plan, current: &mut Current, reached: &mut Option<Position>, head
     }
     let is_written = matches!(versions, Versions::Written { .. });
     if plan.rules.appends(*sequence) && !is_written {
-        *reached = Some(plan.position(key, *sequence));
+        *reached = Some(plan.rules.position(key, *sequence));
         return Taken::Row;
     }
     let is_first = current.key.as_ref() != Some(key);
@@ -405,7 +405,7 @@ fn take(plan: &Plan, current: &mut Current, reached: &mut Option<Position>, head
     }
     if is_first {
         current.key = Some(key.clone());
-        *reached = Some(plan.position(key, *sequence));
+        *reached = Some(plan.rules.position(key, *sequence));
     }
     let newer = std::mem::replace(&mut current.sequence, *sequence);
     current.is_open = op == Op::Put && plan.folds();

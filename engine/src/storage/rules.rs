@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::range::RangeTombstones;
-use crate::types::{MergeMode, Schema, Sequence};
+use crate::types::{Key, MergeMode, Position, Schema, Sequence};
 
 /// See the module. Replicated: a function of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,5 +31,11 @@ impl Rules {
     /// Whether the version `sequence` is a row of its own.
     pub fn appends(&self, sequence: Sequence) -> bool {
         self.mode() == MergeMode::Append && sequence > self.appends_after
+    }
+
+    /// Where a reader goes on that has had the version `sequence` of `key`.
+    pub(crate) fn position(&self, key: &Key, sequence: Sequence) -> Position {
+        let sequence = if self.appends(sequence) { sequence } else { Sequence(0) };
+        Position { key: key.clone(), sequence }
     }
 }

@@ -237,12 +237,6 @@ impl Plan {
         }
     }
 
-    /// Where a reader goes on that has had the version `sequence` of `key`.
-    pub(crate) fn position(&self, key: &Key, sequence: Sequence) -> Position {
-        let sequence = if self.rules.appends(sequence) { sequence } else { Sequence(0) };
-        Position { key: key.clone(), sequence }
-    }
-
     /// Whether versions are folded column by column.
     pub(crate) fn folds(&self) -> bool {
         let folded = matches!(self.versions, Versions::Visible { .. } | Versions::Retained(_));
