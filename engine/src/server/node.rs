@@ -315,7 +315,9 @@ impl Shared {
             }
             Request::Write { region, write } => self.store()?.write(region, write, within).await.map(Response::Write),
             Request::ReadIndex { region } => self.store()?.read_index(region).await.map(Response::ReadIndex),
-            Request::Scan { region, scan } => self.store()?.scan(region, scan, within).await.map(Response::Scan),
+            Request::Scan { region, scan } => {
+                self.store()?.scan(region, scan, self.seams.clock.as_ref(), within).await.map(Response::Scan)
+            }
             Request::CreateReplica { region, replica, table, .. } => {
                 self.store()?.create_replica(region, replica, &table).await.map(|()| Response::Done)
             }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::follower::Follower;
 use super::identity::{Identity, load_dropped, store_dropped};
+use crate::clock::Clock;
 use crate::disk::remove_tree;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -359,12 +360,19 @@ impl Store {
     }
 
     /// Reads rows of a region that is led here; or of any other one, if they need not be those of now.
-    pub async fn scan(&self, id: RegionId, scan: ScanRequest, within: Duration) -> Result<ScanAnswer> {
+    /// `clock` is the node's own.
+    pub async fn scan(
+        &self,
+        id: RegionId,
+        scan: ScanRequest,
+        clock: &dyn Clock,
+        within: Duration,
+    ) -> Result<ScanAnswer> {
         let (group, region) = self.region(id)?;
         if let (Some(bound), None, false) = (scan.stale_ms, scan.upto, group.standing().is_leader) {
             let Surroundings { router, events, .. } = &self.around;
             let (bound, follower) = (Duration::from_millis(bound), &self.of_region(id)?.follower);
-            follower.catch_up(&group, router, events, bound, within).await?;
+            follower.catch_up(&group, router, clock, events, bound, within).await?;
             let asked = scan.schema_version;
             return match region.scan(scan).await {
                 // The table was altered; this replica has not come to it.

@@ -14,6 +14,7 @@ use super::identity::{Identity, store_dropped};
 use super::message::{Request, Response};
 use super::router::{Remote, Router};
 use super::store::{Store, folder};
+use crate::clock::OsClock;
 use crate::disk::memory::{Fault, MemoryDisk};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Listen};
@@ -164,7 +165,7 @@ async fn a_replica_that_dies_is_opened_anew_alone() {
     // What was in its log is applied, once.
     assert_eq!(put(&store, 0, 3, Some(2)).await.unwrap(), Sequence(3));
     let scan = ScanRequest { schema_version: 1, columns: vec!["n".into()], ..ScanRequest::default() };
-    assert_eq!(store.scan(region(0), scan, Duration::from_secs(10)).await.unwrap().rows, 1);
+    assert_eq!(store.scan(region(0), scan, &OsClock, Duration::from_secs(10)).await.unwrap().rows, 1);
 
     stop.send_replace(true);
     assert_eq!(supervisor.await.unwrap(), None);
