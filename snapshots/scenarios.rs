@@ -6,11 +6,11 @@
 //!
 //! `cargo insta review` shows what changed. Three more tests show that the files record the product and not the scheduler:
 //! every story again under another schedule, one scenario with 20 seeds and three sets of options against its one result,
-//! and one of which every answer to every client is the same under eighteen unusual sets of options.
+//! and one of which every answer to every client is the same under eighteen unusual sets of options (a test each).
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use sim::runner::judge::{result_file, story_file};
@@ -51,9 +51,7 @@ fn tests(project: &Project, scenarios: Vec<Scenario>) -> Vec<Trial> {
             tests.push(Trial::test(name, move || test(&project, &scenario, seed)));
         }
     }
-    let at = project.clone();
-    let name = "every_set_of_options_gives_the_same_answers";
-    tests.push(Trial::test(name, move || one_history(&at, "one_history_under_all_options")));
+    tests.extend(same_answers(project));
     let project = project.clone();
     let name = "the_result_is_one_for_every_seed_and_every_set_of_options";
     tests.push(Trial::test(name, move || one_result(&project, "leader_power_loss_during_load")));
@@ -162,35 +160,58 @@ const UNUSUAL: [(&str, &[(&str, i64)]); 18] = [
     ("the catalog flushed at every entry", &[("meta_flush_entries", 1)]),
 ];
 
-/// What every client is told, and what is in the tables at the end, is the same under every set of options.
-fn one_history(project: &Project, name: &str) -> Result<(), Failed> {
-    let text = std::fs::read_to_string(project.root.join(format!("scenarios/{name}.toml")))?;
-    for seed in ["1", "2"] {
-        let mut usual: Option<serde_json::Value> = None;
-        for (what, changes) in std::iter::once(("as it is", &[][..])).chain(UNUSUAL) {
-            let mut scenario: toml::Table = text.parse()?;
-            let options = scenario["cluster"]["options"].as_table_mut().ok_or("the scenario has no options")?;
-            options.extend(changes.iter().map(|(option, value)| ((*option).to_string(), toml::Value::Integer(*value))));
-            let elsewhere = copy(project, name, &scenario)?;
-            let lines = sim(elsewhere.path(), &["replay", name, "--seed", seed, "--out", "out"])?;
-            if lines[0]["outcome"] != "pass" {
-                return Err(format!("with seed {seed} and {what}: {:#}", lines[0]).into());
-            }
-            let repro = std::fs::read_to_string(elsewhere.path().join(format!("out/{name}@{seed}/repro.json")))?;
-            let repro: serde_json::Value = serde_json::from_str(&repro)?;
-            let history = repro["report"]["history"].clone();
-            let answers: usize =
-                history.as_object().into_iter().flatten().filter_map(|(_, of)| Some(of.as_array()?.len())).sum();
-            if answers < 360 {
-                return Err(format!("with seed {seed} and {what}: only {answers} answers").into());
-            }
-            let usual = usual.get_or_insert_with(|| history.clone());
-            if let Some(difference) = first_difference(usual, &history) {
-                return Err(format!("with seed {seed} and {what}: {difference}").into());
-            }
-        }
+/// Of this scenario.
+const HISTORY: &str = "one_history_under_all_options";
+
+/// What the clients were told with options as they are, at one seed. Whoever needs it first runs it.
+type Usual = Arc<OnceLock<Result<serde_json::Value, String>>>;
+
+/// What every client is told, and what is in the tables at the end, is the same under every set of options: a test for each
+/// set. There are two histories, and each set is held against one of them: what a set changes, it changes in both.
+fn same_answers(project: &Project) -> Vec<Trial> {
+    let usual: [(u64, Usual); 2] = [(1, Usual::default()), (2, Usual::default())];
+    let cells = UNUSUAL.iter().zip(usual.iter().cycle());
+    let trial = |((what, changes), (seed, usual)): (&(&'static str, &'static [(&str, i64)]), &(u64, Usual))| {
+        let name = format!(
+            "every_set_of_options_gives_the_same_answers@seed-{seed}_{}",
+            what.replace(", ", "_").replace(' ', "_")
+        );
+        let (project, seed, usual, changes) = (project.clone(), *seed, usual.clone(), *changes);
+        Trial::test(name, move || {
+            let usual = usual.get_or_init(|| history(&project, seed, &[]).map_err(|err| format!("as it is: {err}")));
+            let other = history(&project, seed, changes)?;
+            first_difference(usual.as_ref()?, &other).map_or(Ok(()), |difference| Err(difference.into()))
+        })
+    };
+    cells.map(trial).collect()
+}
+
+/// What the clients are told with these options.
+fn history(project: &Project, seed: u64, changes: &[(&str, i64)]) -> Result<serde_json::Value, String> {
+    let text = |err: &dyn std::fmt::Display| err.to_string();
+    let of =
+        |path: std::path::PathBuf| std::fs::read_to_string(&path).map_err(|err| format!("{}: {err}", path.display()));
+    let mut scenario: toml::Table = of(project.root.join(format!("scenarios/{HISTORY}.toml")))?
+        .parse()
+        .map_err(|err: toml::de::Error| text(&err))?;
+    let options = scenario["cluster"]["options"].as_table_mut().ok_or("the scenario has no options")?;
+    options.extend(changes.iter().map(|(option, value)| ((*option).to_string(), toml::Value::Integer(*value))));
+    let failed = |failed: Failed| failed.message().unwrap_or("it cannot be run").to_string();
+    let elsewhere = copy(project, HISTORY, &scenario).map_err(failed)?;
+    let lines = sim(elsewhere.path(), &["replay", HISTORY, "--seed", &seed.to_string(), "--out", "out"]);
+    let lines = lines.map_err(failed)?;
+    if lines[0]["outcome"] != "pass" {
+        return Err(format!("{:#}", lines[0]));
     }
-    Ok(())
+    let repro = of(elsewhere.path().join(format!("out/{HISTORY}@{seed}/repro.json")))?;
+    let repro: serde_json::Value = serde_json::from_str(&repro).map_err(|err| text(&err))?;
+    let history = repro["report"]["history"].clone();
+    let answers: usize =
+        history.as_object().into_iter().flatten().filter_map(|(_, of)| Some(of.as_array()?.len())).sum();
+    if answers < 360 {
+        return Err(format!("only {answers} answers"));
+    }
+    Ok(history)
 }
 
 /// The client, and the number of its answer from 1, where two histories part.
