@@ -110,6 +110,9 @@ pub enum Invalid {
     UnknownFunction,
     UnknownOption,
     DuplicateTable,
+    HasDependants,
+    ViewNotReady,
+    ViewFailed,
     DuplicateColumn,
     DuplicateFile,
     WrongType,
@@ -180,6 +183,9 @@ impl Error {
     /// | `unknown_function` | there is no such function |
     /// | `unknown_option` | a table has no such option |
     /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
+    /// | `has_dependants` | a view reads the table or the column; drop the view, or DROP .. CASCADE |
+    /// | `view_not_ready` | the view is still being filled; WAIT FOR it |
+    /// | `view_failed` | the view cannot be kept up to date; the message says why. REFILL or DROP it |
     /// | `duplicate_column` | a column is defined or given twice |
     /// | `duplicate_file` | a file of that name was ingested with other rows |
     /// | `wrong_type` | a value is of another type; CAST it. Or an ALTER to a type that does not hold every value |
@@ -224,6 +230,9 @@ impl Error {
         "unknown_function",
         "unknown_option",
         "duplicate_table",
+        "has_dependants",
+        "view_not_ready",
+        "view_failed",
         "duplicate_column",
         "duplicate_file",
         "wrong_type",
@@ -345,6 +354,9 @@ impl Invalid {
             Invalid::UnknownColumn => "unknown_column",
             Invalid::UnknownFunction => "unknown_function",
             Invalid::UnknownOption => "unknown_option",
+            Invalid::HasDependants => "has_dependants",
+            Invalid::ViewNotReady => "view_not_ready",
+            Invalid::ViewFailed => "view_failed",
             Invalid::DuplicateTable => "duplicate_table",
             Invalid::DuplicateColumn => "duplicate_column",
             Invalid::DuplicateFile => "duplicate_file",

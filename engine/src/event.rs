@@ -91,6 +91,17 @@ impl Event {
             WriteRepeated,
             WriteConflict,
             WriteOutdated,
+            RoundStarted,
+            LegLive,
+            FillResumed,
+            LegFailed,
+            BatchSent,
+            BatchAcknowledged,
+            BatchAbsorbed,
+            ViewWritten,
+            BatchRefused,
+            ViewReady,
+            ViewFailed,
             RouteRefreshed
         )
     }
@@ -483,6 +494,143 @@ events! {
         replica: ReplicaId,
         /// The version of the columns that it was made for.
         version: u64,
+    }
+    /// A round of a leg of a view was begun by an entry: the leader may read what it is about.
+    RoundStarted {
+        /// The region that is read.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The scan of its query.
+        leg: u32,
+        /// Counts from 1.
+        round: u64,
+        /// Where it ends.
+        upto: Sequence,
+    }
+    /// A leg of a view is through with its rounds: from now on it follows what is written.
+    LegLive {
+        /// The region that is read.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The scan of its query.
+        leg: u32,
+        /// How many rounds it took.
+        rounds: u64,
+    }
+    /// Another leader goes on with a leg of a view, or the same one after it was interrupted.
+    FillResumed {
+        /// The region that is read.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The scan of its query.
+        leg: u32,
+        /// The round that it is in.
+        round: u64,
+        /// Whether it is through with them.
+        is_live: bool,
+    }
+    /// A leg of a view cannot go on.
+    LegFailed {
+        /// The region that is read.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The scan of its query.
+        leg: u32,
+        /// Why.
+        reason: String,
+    }
+    /// The leader that reads for a leg sends a batch to a region of the view.
+    BatchSent {
+        /// The region that is read.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The region of the view.
+        destination: RegionId,
+        /// Rows in it.
+        rows: u64,
+    }
+    /// A region of the view has it.
+    BatchAcknowledged {
+        /// The region that is read.
+        region: RegionId,
+        /// The leader.
+        replica: ReplicaId,
+        /// The view's name.
+        view: String,
+        /// The region of the view.
+        destination: RegionId,
+        /// Rows in it.
+        rows: u64,
+    }
+    /// A replica of a region of a view applied a batch.
+    BatchAbsorbed {
+        /// The region of the view.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The region that was read.
+        feeder: RegionId,
+        /// Rows in it.
+        rows: u64,
+        /// What the region has now.
+        position: String,
+    }
+    /// A replica of a region of a view wrote what an entry comes to.
+    ViewWritten {
+        /// The region of the view.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The entry.
+        log_id: LogId,
+        /// Whole rows, by [`encode_batch`](crate::types::encode_batch).
+        rows: Bytes,
+        /// One byte a row, see [`Op`](crate::types::Op).
+        ops: Bytes,
+        /// The sequence of the last of them; of the last one before, if there are none.
+        sequence: Sequence,
+    }
+    /// A replica of a region of a view did not take a batch.
+    BatchRefused {
+        /// The region of the view.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The region that was read.
+        feeder: RegionId,
+        /// What was answered.
+        answer: String,
+    }
+    /// A region of a view may be read from now on.
+    ViewReady {
+        /// The region.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+    }
+    /// A region of a view may not be read any more.
+    ViewFailed {
+        /// The region.
+        region: RegionId,
+        /// The replica that applied the entry.
+        replica: ReplicaId,
+        /// Why.
+        reason: String,
     }
     /// A step of a table-level procedure took effect and is recorded.
     ProcedureStep {

@@ -1,5 +1,5 @@
-//! Seedbed: a region engine; each region is a raft group with an LSM tree of its own. (Incremental materialized views are to
-//! come; the way that a change takes through a region is made for them.)
+//! Seedbed: a region engine; each region is a raft group with an LSM tree of its own; and materialized views that are filled and
+//! kept up to date through every failure.
 //!
 //! # The life of a statement
 //!
@@ -78,6 +78,25 @@
 //!     one find out by `Routes::places`. The old replica is dropped (`Store::drop_replica`) when its node is there: its id has a
 //!     tombstone and votes nowhere.
 //!
+//! `CREATE MATERIALIZED VIEW delays AS SELECT carrier, avg(dep_delay) FROM flights GROUP BY carrier`, and how a row gets there:
+//!
+//! 21. [`sql::CreateView::resolve`] takes the query apart into legs and a fold, and lays out the view's rows: a view is a table
+//!     with a [`ViewDef`](meta::catalog::ViewDef), and steps 1 to 4 of its creation are a table's. The entry that makes it visible
+//!     starts its fill, a procedure of its own ([`meta::view`]): the view's regions hear that they are to be filled
+//!     ([`Command::Begin`](region::command::Command::Begin)), then the regions that it reads
+//!     ([`Command::Attach`](region::command::Command::Attach)).
+//! 22. From then on whoever leads such a region reads for the view (`server::fill`). It logs its term for the leg and says hello to
+//!     each region of the view, through the logs of both; the answers say how far each of them is. `fill::plan::next` says what is
+//!     due: a window of sequences, for those that have not got it.
+//! 23. [`Region::leg_page`](region::Region::leg_page) reads a page of what changed in the window
+//!     ([`Version::changes`](storage::version::Version::changes)), [`view::Leg::run`] filters, computes and sums up by group,
+//!     [`frontend::split`] gives each region of the view its share.
+//! 24. The share arrives as [`Command::Absorb`](region::command::Command::Absorb). `Region::apply_absorb` takes it if it begins where
+//!     the region is, adds it to the state of the groups ([`view::Fold::apply`]), and writes rows and position in one entry.
+//! 25. When all have the window, the leader logs that: the next round begins, or the leg is live and follows what is written. When
+//!     all legs are, the view's regions hear that they may be read ([`Command::Ready`](region::command::Command::Ready)), and the
+//!     catalog has the view as ready.
+//!
 //! # Modules, in reading order
 //!
 //! What they may use of each other is checked by the test `directions`.
@@ -88,6 +107,7 @@
 //! * [`log`]: one log per node for all groups.
 //! * [`storage`]: the LSM tree of a replica.
 //! * [`raft`]: groups; the only place that names openraft.
+//! * [`view`]: what a materialized view does with changes of its feeders; pure.
 //! * [`region`]: a replica of a region: what an entry does, flushes, scans, snapshots.
 //! * [`meta`]: the catalog, and the procedures that change it: the state machine of group 0.
 //! * [`server`]: the node: its store, its messages, the way to its peers.
@@ -113,5 +133,6 @@ pub mod storage;
 #[cfg(test)]
 mod testscripts;
 pub mod types;
+pub mod view;
 
 pub use error::{Error, Result};

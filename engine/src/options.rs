@@ -59,6 +59,26 @@ pub struct Options {
     pub expire_interval_ms: u64,
     /// The time up to which rows have expired goes on by this much at a time, at most.
     pub expire_step_ms: u64,
+    /// Rows that a fill of a view reads, and sends on, at a time.
+    pub fill_chunk_rows: u64,
+    /// Memory of such rows at most.
+    pub fill_chunk_bytes: u64,
+    /// A fill follows what is written, and needs no further round, when no more rows than that were written since its last one
+    /// began.
+    pub fill_live_rows: u64,
+    /// How often the log of a region that a view reads is told how far the view is, so that older versions may go.
+    pub fill_advance_ms: u64,
+    /// So many times rows are read that are nothing to a region of the view before it is told so: a leader that takes over does
+    /// not read them again.
+    pub fill_silent_pages: u64,
+    /// When writes outrun a fill, they wait for this long, each; and for twice as long when that does not help.
+    pub fill_slow_min_ms: u64,
+    /// Upper bound, see `fill_slow_min_ms`.
+    pub fill_slow_max_ms: u64,
+    /// A view for which a region keeps more versions than these behind the newest one has failed. 0: there is no bound.
+    pub fill_stale_rows: u64,
+    /// A view for which a region keeps versions that are older than this has failed. 0: there is no bound.
+    pub fill_stale_ms: u64,
     /// A manifest is checkpointed after this many edits.
     pub manifest_checkpoint_edits: u64,
     /// Rows of a row group of an SST: the unit of pruning.
@@ -154,6 +174,15 @@ impl Default for Options {
             compaction_jobs: 2,
             expire_interval_ms: 60_000,
             expire_step_ms: 3_600_000,
+            fill_chunk_rows: 8_192,
+            fill_chunk_bytes: 1 << 20,
+            fill_live_rows: 8_192,
+            fill_advance_ms: 1_000,
+            fill_silent_pages: 16,
+            fill_slow_min_ms: 2,
+            fill_slow_max_ms: 500,
+            fill_stale_rows: 0,
+            fill_stale_ms: 7 * 24 * 3_600_000,
             manifest_checkpoint_edits: 10,
             sst_row_group_rows: 100_000,
             scan_batch_rows: 8_192,
@@ -210,6 +239,9 @@ impl Options {
         least("flush_interval_ms", self.flush_interval_ms, 1)?;
         least("expire_interval_ms", self.expire_interval_ms, 1)?;
         least("expire_step_ms", self.expire_step_ms, 1)?;
+        least("fill_chunk_rows", self.fill_chunk_rows, 1)?;
+        least("fill_chunk_bytes", self.fill_chunk_bytes, 1)?;
+        least("fill_advance_ms", self.fill_advance_ms, 1)?;
         least("compaction_active_runs", self.compaction_active_runs, 1)?;
         least("compaction_inactive_runs", self.compaction_inactive_runs, 1)?;
         least("compaction_small_files", self.compaction_small_files, 2)?;

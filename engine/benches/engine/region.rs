@@ -122,6 +122,7 @@ fn table() -> TableDef {
         schema: Schema::new(1, columns, &["id".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["id".into()], regions: 1 },
         regions: Vec::new(),
+        view: None,
     }
 }
 

@@ -18,6 +18,7 @@ use super::deadline::Deadline;
 use super::insert::check_nulls;
 use super::scan::{RegionTable, SEQUENCE};
 use super::session::Session;
+use super::view::refuse_view;
 use super::write::{Images, Written};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
@@ -171,6 +172,7 @@ impl super::Frontend {
     /// new images (of a DELETE: of the key), then the values of SET.
     pub(super) async fn resolve(&self, change: &Change, deadline: Deadline) -> Result<Resolved> {
         let table = self.routes().table(&change.table, deadline).await?;
+        refuse_view(&table, "UPDATE or DELETE of")?;
         if table.schema.options().merge_mode == MergeMode::Append {
             let message = format!(
                 "UPDATE or DELETE of table {}, which has merge_mode = append: its rows stay as they are; TRUNCATE takes all of \

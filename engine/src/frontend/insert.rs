@@ -10,6 +10,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::deadline::Deadline;
 use super::session::Session;
+use super::view::refuse_view;
 use super::write::{Images, Written};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::catalog::TableDef;
@@ -69,6 +70,7 @@ impl Session {
         deadline: Deadline,
     ) -> Result<u64> {
         let table = self.frontend().routes().table(table, deadline).await?;
+        refuse_view(&table, "INSERT INTO")?;
         let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
         let positions = positions(&names, &table)?;
         let mut given = vec![None; table.schema.columns().len()];
@@ -81,6 +83,7 @@ impl Session {
 
     pub(super) async fn insert_statement(&self, insert: &Insert, deadline: Deadline) -> Result<u64> {
         let table = self.frontend().routes().table(&insert.table, deadline).await?;
+        refuse_view(&table, "INSERT INTO")?;
         let all = || table.schema.columns().iter().map(|column| column.name.clone()).collect();
         let positions = positions(&insert.columns.clone().unwrap_or_else(all), &table)?;
         let columns = table.schema.columns();

@@ -20,6 +20,7 @@
 
 mod admin;
 mod change;
+mod check;
 mod deadline;
 mod insert;
 mod partition;
@@ -32,19 +33,27 @@ mod session;
 mod system;
 #[cfg(test)]
 mod testing;
+mod view;
 mod write;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+use self::deadline::Deadline;
+pub use self::partition::split;
 use self::route::Routes;
 pub use self::session::Session;
 use crate::clock::Clock;
+use crate::error::Result;
 use crate::event::Events;
+use crate::meta::catalog::RegionDef;
+use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::options::Options;
+use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::Planner;
 use crate::types::NodeId;
@@ -94,6 +103,16 @@ impl Frontend {
     /// A new session. It costs nothing until it writes.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
+    }
+
+    /// What the leader of `region` answers, wherever it and the region's replicas are by now. Given up after `within`.
+    pub async fn ask_leader(&self, region: &RegionDef, request: &Request, within: Duration) -> Result<Response> {
+        self.routes().region(region, request, Deadline::after(within)).await.result
+    }
+
+    /// What the leader of meta answers. Given up after `within`.
+    pub async fn ask_meta(&self, request: MetaRequest, within: Duration) -> Result<MetaAnswer> {
+        self.routes().meta(request, Deadline::after(within)).await.result
     }
 
     fn routes(&self) -> &Routes {

@@ -12,7 +12,7 @@ use crate::types::{ColumnType, Condition, Key, Predicate, Schema, Value, encode_
 
 /// The rows of one region, in the order they had.
 #[derive(Debug)]
-pub(super) struct Share {
+pub struct Share {
     /// Position of the region in the table.
     pub region: usize,
     /// The rows.
@@ -21,8 +21,8 @@ pub(super) struct Share {
     pub positions: Option<UInt32Array>,
 }
 
-/// Splits `batch`, whole rows of `table`, by region.
-pub(super) fn split(batch: &RecordBatch, table: &TableDef) -> Result<Vec<Share>> {
+/// Splits `batch` by the regions of `table`. It has at least the columns that the rule names.
+pub fn split(batch: &RecordBatch, table: &TableDef) -> Result<Vec<Share>> {
     if batch.num_rows() == 0 {
         return Ok(Vec::new());
     }
@@ -52,7 +52,7 @@ fn assign(batch: &RecordBatch, table: &TableDef) -> Result<Vec<u32>> {
     let schema = &table.schema;
     match &table.partition {
         PartitionRule::Hash { columns, regions } => {
-            let key: Vec<usize> = columns.iter().map(|name| position(schema, name)).collect::<Result<_>>()?;
+            let key: Vec<usize> = columns.iter().map(|name| place(batch, name)).collect::<Result<_>>()?;
             Ok(encode_keys(batch, &key).iter().map(|key| hash(key, *regions)).collect())
         }
         PartitionRule::Expressions { columns, expressions } => {
@@ -67,9 +67,8 @@ fn assign(batch: &RecordBatch, table: &TableDef) -> Result<Vec<u32>> {
                 }
             }
             if let Some(row) = regions.iter().position(|region| *region == NONE) {
-                let show = |name: &String| {
-                    Ok(format!("{name} = {}", Value::of_cell(batch.column(position(schema, name)?), row)))
-                };
+                let show =
+                    |name: &String| Ok(format!("{name} = {}", Value::of_cell(batch.column(place(batch, name)?), row)));
                 let row = columns.iter().map(show).collect::<Result<Vec<_>>>()?.join(", ");
                 let message = format!("no partition of table {} covers {row}", table.name);
                 return Err(Error::invalid(Invalid::PartitionGap, message));
@@ -106,7 +105,7 @@ fn evaluate(expr: &PartitionExpr, batch: &RecordBatch, schema: &Schema) -> Resul
         }
         PartitionExpr::Compare { column, op, value } => {
             let at = position(schema, column)?;
-            let cells: &ArrayRef = batch.column(at);
+            let cells: &ArrayRef = batch.column(place(batch, column)?);
             if cells.null_count() > 0 {
                 let holds = |row| compare(*op, Value::of_cell(cells, row).cmp(value));
                 return Ok((0..batch.num_rows()).map(|row| Some(holds(row))).collect());
@@ -198,6 +197,11 @@ fn compatible(op: CompareOp, value: &Value, condition: &Condition) -> bool {
     }
 }
 
+fn place(batch: &RecordBatch, name: &str) -> Result<usize> {
+    let missing = |_| Error::invalid(Invalid::Mismatch, format!("partition column {name:?} is not in the rows"));
+    batch.schema().index_of(name).map_err(missing)
+}
+
 fn position(schema: &Schema, name: &str) -> Result<usize> {
     let missing = || Error::invalid(Invalid::Mismatch, format!("partition column {name:?} is not in the table"));
     schema.column(name).map(|(at, _)| at).ok_or_else(missing)
@@ -235,6 +239,7 @@ mod tests {
             schema: table.schema,
             partition: table.partition,
             regions: (0..count).map(region).collect(),
+            view: None,
         }
     }
 

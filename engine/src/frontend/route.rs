@@ -12,10 +12,10 @@ use super::deadline::Deadline;
 use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::meta::catalog::{RegionDef, TableDef};
-use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
+use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus};
 use crate::metrics::Sample;
 use crate::options::Options;
-use crate::region::request::{PinStatus, ReplicaStatus, ScanRequest, SstStatus};
+use crate::region::request::{LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanRequest, SstStatus};
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
@@ -174,6 +174,30 @@ impl Routes {
     pub async fn procedures(&self, deadline: Deadline) -> Result<Vec<ProcedureStatus>> {
         match self.meta(MetaRequest::Procedures, deadline).await.result? {
             MetaAnswer::Procedures(procedures) => Ok(procedures),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// The views, and how far they are.
+    pub async fn views(&self, deadline: Deadline) -> Result<Vec<ViewStatus>> {
+        match self.meta(MetaRequest::Views, deadline).await.result? {
+            MetaAnswer::Views(views) => Ok(views),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// How far the legs are that read a region.
+    pub async fn legs(&self, region: &RegionDef, deadline: Deadline) -> Result<Vec<LegStatus>> {
+        match self.region(region, &Request::Legs { region: region.id }, deadline).await.result? {
+            Response::Legs(legs) => Ok(legs),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// How far a region of a view is.
+    pub async fn positions(&self, region: &RegionDef, deadline: Deadline) -> Result<Vec<PositionStatus>> {
+        match self.region(region, &Request::Positions { region: region.id }, deadline).await.result? {
+            Response::Positions(positions) => Ok(positions),
             other => Err(mismatch(&other)),
         }
     }
@@ -380,6 +404,8 @@ fn writes(request: &Request) -> bool {
                     | MetaRequest::TruncateTable { .. }
                     | MetaRequest::AlterTable { .. }
                     | MetaRequest::MoveReplica { .. }
+                    | MetaRequest::RefillView { .. }
+                    | MetaRequest::ControlJob { .. }
             )
     )
 }

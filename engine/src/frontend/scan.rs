@@ -1,6 +1,6 @@
 //! A table as DataFusion reads it: one partition, which streams pages from the table's regions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +29,14 @@ use super::deadline::Deadline;
 use super::partition::prune;
 use super::route::mismatch;
 use crate::error::{Error, Invalid, Result};
+use crate::meta::catalog::columns::{self, is_hidden};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::region::request::{ScanAnswer, ScanRequest};
 use crate::server::message::{Request, Response};
 use crate::sql::to_value;
-use crate::types::{Column, Condition, Key, Predicate, Value, decode_batch, decode_key, encode_keys};
+use crate::types::{
+    Column, Condition, Key, Predicate, RegionId, Sequence, Value, decode_batch, decode_key, encode_keys,
+};
 
 /// The column that holds the version of each row.
 pub(super) const SEQUENCE: &str = "__sequence";
@@ -48,6 +51,8 @@ pub(super) struct RegionTable {
     keys: Option<Arc<BTreeSet<Key>>>,
     /// How old the rows may be; 0: those of now.
     staleness: Duration,
+    /// Read as of these sequences; none: as of now.
+    upto: Option<Arc<BTreeMap<RegionId, Sequence>>>,
     deadline: Deadline,
 }
 
@@ -55,7 +60,17 @@ impl RegionTable {
     /// `table` as queries see it.
     pub fn new(frontend: Frontend, table: Arc<TableDef>, staleness: Duration, deadline: Deadline) -> RegionTable {
         let schema = Arc::new(ArrowSchema::new(fields(&table)));
-        RegionTable { frontend, table, schema, keys: None, staleness, deadline }
+        RegionTable { frontend, table, schema, keys: None, staleness, upto: None, deadline }
+    }
+
+    /// `table` as it was at the sequences of its regions.
+    pub fn as_of(
+        frontend: Frontend,
+        table: Arc<TableDef>,
+        upto: BTreeMap<RegionId, Sequence>,
+        deadline: Deadline,
+    ) -> RegionTable {
+        RegionTable { upto: Some(Arc::new(upto)), ..RegionTable::new(frontend, table, Duration::ZERO, deadline) }
     }
 
     /// `table` as UPDATE and DELETE read it: with the sequences of its rows; all rows, or those with these keys.
@@ -68,7 +83,8 @@ impl RegionTable {
         let mut fields = fields(&table);
         fields.push(Field::new(SEQUENCE, DataType::UInt64, false));
         let schema = Arc::new(ArrowSchema::new(fields));
-        RegionTable { frontend, table, schema, keys: keys.map(Arc::new), staleness: Duration::ZERO, deadline }
+        let (keys, staleness) = (keys.map(Arc::new), Duration::ZERO);
+        RegionTable { frontend, table, schema, keys, staleness, upto: None, deadline }
     }
 
     fn predicates(&self, filter: &Expr) -> Option<Vec<Predicate>> {
@@ -101,7 +117,13 @@ impl RegionTable {
 /// The columns with what the table says about NULL, so that the optimizer knows.
 fn fields(table: &TableDef) -> Vec<Field> {
     let field = |column: &Column| Field::new(&column.name, column.column_type.to_arrow(), column.nullable);
-    table.schema.columns().iter().map(field).collect()
+    table.schema.columns().iter().filter(|column| !is_hidden(&column.name)).map(field).collect()
+}
+
+/// Of a view with aggregates the rows that are shown.
+fn shown(table: &TableDef) -> Option<Predicate> {
+    table.schema.column(columns::PART)?;
+    Some(Predicate { column: columns::PART.to_string(), condition: Condition::Eq(Value::UInt(0)) })
 }
 
 #[async_trait]
@@ -128,6 +150,7 @@ impl TableProvider for RegionTable {
         let mut predicates: Vec<Predicate> =
             filters.iter().filter_map(|filter| self.predicates(filter)).flatten().collect();
         predicates.extend(self.key_predicates().map_err(external)?);
+        predicates.extend(shown(&self.table));
         let regions = prune(&self.table, &predicates);
         Ok(Arc::new(RegionScan::new(self.clone(), schema, predicates, regions, limit)))
     }
@@ -303,7 +326,11 @@ impl RegionScan {
             schema_version: self.source.table.schema.version,
             columns: self.asked.fields().iter().filter(named).map(|field| field.name().clone()).collect(),
             predicates: self.predicates.clone(),
-            upto: from.map(|page| page.sequence),
+            upto: from.map(|page| page.sequence).or(self
+                .source
+                .upto
+                .as_ref()
+                .and_then(|upto| upto.get(&region.id).copied())),
             after: from.and_then(|page| page.next.clone()),
             page_rows: self.limit.map_or(0, |limit| limit.max(1) as u64),
             with_sequence: self.asked.fields().len() > self.asked.fields().iter().filter(named).count(),
@@ -481,6 +508,7 @@ mod tests {
             schema: table.schema,
             partition: table.partition,
             regions: Vec::new(),
+            view: None,
         };
         let predicates = predicates(&filter, &table)?;
         Some(predicates.iter().map(Predicate::to_string).collect::<Vec<_>>().join(" AND "))

@@ -11,9 +11,9 @@ use std::time::Duration;
 use super::deadline::Deadline;
 use super::route::mismatch;
 use super::{Frontend, Output};
-use crate::error::{Error, Result};
+use crate::error::{Error, Invalid, Result};
 use crate::meta::request::{MetaAnswer, MetaRequest};
-use crate::sql::{self, Setting, Statement};
+use crate::sql::{self, Setting, Statement, WaitFor};
 use crate::types::{RegionId, RequestId, SessionId};
 
 /// A client's session. Clones are the same session: its statements may overlap.
@@ -95,17 +95,25 @@ impl Session {
                 }
                 Ok(Output::Done)
             }
-            Statement::DropTable { name, if_exists } => {
-                let open = self.begin(deadline).await?;
-                let request =
-                    MetaRequest::DropTable { name: name.clone(), if_exists: *if_exists, request: open.name() };
-                let answer = self.meta(request, deadline).await;
-                self.frontend.routes().forget(name);
-                match answer? {
-                    MetaAnswer::Dropped(_) => Ok(Output::Done),
-                    other => Err(mismatch(&other)),
-                }
+            Statement::DropTable { name, if_exists, cascade } => {
+                self.drop(name, *if_exists, false, *cascade, deadline).await
             }
+            Statement::DropView { name, if_exists, cascade } => {
+                self.drop(name, *if_exists, true, *cascade, deadline).await
+            }
+            Statement::CreateView(view) => self.create_view(view, deadline).await,
+            Statement::RefillView { name } => self.refill_view(name, deadline).await,
+            Statement::ShowJobs => self.frontend.show_jobs(deadline).await,
+            Statement::Job { id, verb } => self.control_job(*id, *verb, deadline).await,
+            Statement::WaitFor { what: WaitFor::View(name), timeout } => {
+                self.wait_for_view(name, *timeout, deadline).await
+            }
+            Statement::WaitFor { what: WaitFor::Index { .. }, .. } => Err(unsupported("WAIT FOR INDEX")),
+            Statement::CreateIndex { .. } => Err(unsupported("CREATE INDEX")),
+            Statement::DropIndex { .. } => Err(unsupported("DROP INDEX")),
+            Statement::CheckView { name } => self.check_view(name, deadline).await,
+            Statement::CheckIndex { .. } => Err(unsupported("ADMIN CHECK INDEX")),
+            Statement::Checksum { .. } => Err(unsupported("ADMIN CHECKSUM TABLE")),
             Statement::AlterTable(alter) => {
                 // What is done already is done of the table as it is.
                 self.frontend.routes().forget(&alter.name);
@@ -159,8 +167,30 @@ impl Session {
         }
     }
 
+    async fn drop(
+        &self,
+        name: &str,
+        if_exists: bool,
+        is_view: bool,
+        cascade: bool,
+        deadline: Deadline,
+    ) -> Result<Output> {
+        let open = self.begin(deadline).await?;
+        let (name, request) = (name.to_string(), open.name());
+        let request = MetaRequest::DropTable { name: name.clone(), if_exists, is_view, cascade, request };
+        let answer = self.meta(request, deadline).await;
+        self.frontend.routes().forget(&name);
+        if cascade {
+            self.frontend.routes().forget_tables();
+        }
+        match answer? {
+            MetaAnswer::Dropped(_) => Ok(Output::Done),
+            other => Err(mismatch(&other)),
+        }
+    }
+
     /// A request that changes the catalog: whether a lost one was carried out is not known.
-    async fn meta(&self, request: MetaRequest, deadline: Deadline) -> Result<MetaAnswer> {
+    pub(super) async fn meta(&self, request: MetaRequest, deadline: Deadline) -> Result<MetaAnswer> {
         self.frontend.routes().meta(request, deadline).await.result
     }
 
@@ -266,6 +296,10 @@ impl OpenStatement {
     fn named(&self) -> MutexGuard<'_, Named> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn unsupported(statement: &str) -> Error {
+    Error::invalid(Invalid::Unsupported, format!("{statement} is not supported"))
 }
 
 impl Drop for OpenStatement {

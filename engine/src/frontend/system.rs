@@ -22,7 +22,8 @@ use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
 use crate::types::{NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 6] = ["tables", "regions", "ssts", "pins", "jobs", "metrics"];
+const TABLES: [&str; 9] =
+    ["tables", "views", "regions", "ssts", "pins", "jobs", "fill_regions", "fill_positions", "metrics"];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -40,6 +41,9 @@ impl Frontend {
             "ssts" => self.ssts(deadline).await?,
             "pins" => self.pins(deadline).await?,
             "metrics" => self.metrics(deadline).await?,
+            "views" => self.views(deadline).await?,
+            "fill_regions" => self.fill_regions(deadline).await?,
+            "fill_positions" => self.fill_positions(deadline).await?,
             "jobs" => jobs(&self.routes().procedures(deadline).await?)?,
             _ => {
                 let message = format!("there is no table sys.{name}{}", suggest(name, TABLES));
@@ -251,12 +255,12 @@ fn tables(tables: &[TableDef]) -> Result<(SchemaRef, RecordBatch)> {
     ])
 }
 
-fn texts(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
+pub(super) fn texts(values: impl Iterator<Item = Option<String>>) -> ArrayRef {
     Arc::new(values.collect::<StringArray>())
 }
 
 /// A batch of columns with name, whether NULL occurs, and cells.
-fn batch(columns: Vec<(&str, bool, ArrayRef)>) -> Result<(SchemaRef, RecordBatch)> {
+pub(super) fn batch(columns: Vec<(&str, bool, ArrayRef)>) -> Result<(SchemaRef, RecordBatch)> {
     let field = |(name, nullable, cells): &(&str, bool, ArrayRef)| -> Field {
         let data_type: DataType = cells.data_type().clone();
         Field::new(*name, data_type, *nullable)

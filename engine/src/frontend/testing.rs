@@ -426,6 +426,10 @@ impl State {
             return Err(Error::NotLeader { region: RegionId::META, hint });
         }
         match request {
+            MetaRequest::RefillView { .. } | MetaRequest::ControlJob { .. } | MetaRequest::FailView { .. } => {
+                Err(Error::invalid(Invalid::Unsupported, "views, in a cluster without logs"))
+            }
+            MetaRequest::Views => Ok(MetaAnswer::Views(Vec::new())),
             MetaRequest::CreateTable { table, request } => {
                 if let Some(answer) = self.catalog_requests.get(&request) {
                     return answer.clone();
@@ -457,7 +461,7 @@ impl State {
                 self.catalog_requests.insert(request, answer.clone());
                 answer
             }
-            MetaRequest::DropTable { name, if_exists, request } => {
+            MetaRequest::DropTable { name, if_exists, request, .. } => {
                 if let Some(answer) = self.catalog_requests.get(&request) {
                     return answer.clone();
                 }
@@ -565,8 +569,8 @@ impl State {
             let leader = NODES[region.id.number() as usize % NODES.len()];
             self.regions.insert(region.id, Region { leader, ..Region::default() });
         }
-        let CreateTable { name, schema, partition, .. } = table;
-        let table = TableDef { id, name: name.clone(), schema, partition, regions };
+        let CreateTable { name, schema, partition, view, .. } = table;
+        let table = TableDef { id, name: name.clone(), schema, partition, regions, view };
         self.tables.insert(name, table.clone());
         Ok(MetaAnswer::Created(table))
     }

@@ -1,10 +1,10 @@
 //! The objects of the catalog as they are stored and sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{NodeId, RegionId, ReplicaId, Schema, TableId, Value};
+use crate::types::{ColumnId, NodeId, RegionId, ReplicaId, Schema, TableId, Value};
 
 /// A table and where its rows are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,65 @@ pub struct TableDef {
     pub partition: PartitionRule,
     /// The regions, by number: region `i` holds partition `i`.
     pub regions: Vec<RegionDef>,
+    /// Of a materialized view: where its rows come from.
+    pub view: Option<Box<ViewDef>>,
+}
+
+/// A materialized view, besides its columns and regions: what it is filled with.
+///
+/// Everything that runs the query makes its plan anew from this, so what it means does not change by what becomes of the
+/// feeders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewDef {
+    /// The query.
+    pub query: String,
+    /// The scans of the query, in the order in which they stand there.
+    pub legs: Vec<LegDef>,
+    /// Rows of a batch at most; none: as the node's options say.
+    pub chunk_rows: Option<u64>,
+    /// Rows a second at most that each region of a feeder is read with, until the view is ready; none: as fast as it goes.
+    pub rate_limit: Option<u64>,
+}
+
+/// The columns of a view that are the engine's own, and how its rows are laid out.
+///
+/// A view *without aggregates* has a row for each row of its feeders that passes its condition. Its row key is the feeder's,
+/// where the query selects all columns of that by themselves; otherwise it is [`KEY`](columns::KEY).
+///
+/// A view *with aggregates* has several rows for each group, which stand beside each other: the row key is the columns of GROUP
+/// BY (those that the query does not select by themselves are the engine's), then [`PART`](columns::PART) and
+/// [`VALUE`](columns::VALUE). Part 0 is the row that SELECT shows, if HAVING lets it; part 1 has the state of the group's
+/// aggregates in [`STATE`](columns::STATE); the parts from 2 on have one row for each value that MIN and MAX choose from.
+pub mod columns {
+    /// BINARY: the leg (4 bytes, big endian), the feeder's row key; and the sequence (8 bytes, big endian), where rows of the
+    /// feeder are told apart by it.
+    pub const KEY: &str = "__key";
+    /// Begins the names of the columns that a query groups by and does not select: the position in GROUP BY follows.
+    pub const GROUP: &str = "__group_";
+    /// TINYINT UNSIGNED: what a row of a group is.
+    pub const PART: &str = "__part";
+    /// BINARY: which value it is, in the order in which the aggregate chooses; empty in the parts 0 and 1.
+    pub const VALUE: &str = "__value";
+    /// BINARY: the state of a group (part 1), or how often a value is there (parts from 2 on).
+    pub const STATE: &str = "__state";
+
+    /// Whether a column is the engine's own.
+    pub fn is_hidden(name: &str) -> bool {
+        name.starts_with("__")
+    }
+}
+
+/// A scan of a feeder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegDef {
+    /// The feeder: a table or a view.
+    pub feeder: TableId,
+    /// What the query calls it.
+    pub name: String,
+    /// Its columns as they were when the view was created.
+    pub schema: Schema,
+    /// Those of them that the query uses: as long as the view is there they are neither dropped nor given another name or type.
+    pub uses: BTreeSet<ColumnId>,
 }
 
 /// A region and where its replicas are.
@@ -206,6 +265,8 @@ pub struct CreateTable {
     pub replicas: Option<u32>,
     /// Whether it is fine that a table of that name exists.
     pub if_not_exists: bool,
+    /// Of a materialized view: where its rows come from.
+    pub view: Option<Box<ViewDef>>,
 }
 
 #[cfg(test)]

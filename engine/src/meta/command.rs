@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, TableDef};
+use super::request::Control;
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
@@ -41,8 +42,35 @@ pub enum Command {
         name: String,
         /// Whether it is fine that there is no such table.
         if_exists: bool,
+        /// Whether it is to be a materialized view.
+        is_view: bool,
+        /// Whether views that read it go with it.
+        cascade: bool,
         /// Names the statement.
         request: StatementId,
+    },
+    /// Begin to drop a view and to fill another one of the same name and query.
+    StartRefill {
+        /// Its name.
+        name: String,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// What a user wants of the fill of a view.
+    StartControl {
+        /// The fill.
+        job: ProcedureId,
+        /// What.
+        control: Control,
+        /// Names the statement.
+        request: StatementId,
+    },
+    /// A view has failed, as whoever fills it says. No statement asks for that.
+    StartFail {
+        /// The view.
+        view: TableId,
+        /// Why.
+        reason: String,
     },
     /// Begin to change the columns of a table.
     StartAlter {
@@ -179,6 +207,8 @@ pub enum Decision {
     Altered(Box<TableDef>),
     /// The table with its replicas as they are now.
     Moved(Box<TableDef>),
+    /// The fill is as it was wanted.
+    Controlled,
 }
 
 /// A point that a procedure reaches; each is in the log.
@@ -214,6 +244,20 @@ pub enum Step {
     Retracting,
     /// Move: given up, the statement is answered with the error. The new replica is being dropped.
     Withdrawing,
+    /// View: its regions are being told that they are to be filled.
+    Beginning,
+    /// View: the regions that it reads are being told to fill it.
+    Attaching,
+    /// View: they do.
+    Filling,
+    /// View: its regions are being told that they may be read.
+    Readying,
+    /// View: the regions that it reads are being told how fast to be.
+    Controlling,
+    /// View: the regions that it reads are being told that it reads them no more.
+    Detaching,
+    /// View: its regions are being told that it has failed.
+    Failing,
     /// Create: all replicas exist. Drop: all replicas are gone. Truncate, alter: all regions have done it.
     /// Move: the old replica is gone.
     Done,
@@ -238,6 +282,13 @@ impl Step {
             Step::Leaving => "leaving",
             Step::Retracting => "retracting",
             Step::Withdrawing => "withdrawing",
+            Step::Beginning => "beginning",
+            Step::Attaching => "attaching",
+            Step::Filling => "filling",
+            Step::Readying => "readying",
+            Step::Controlling => "controlling",
+            Step::Detaching => "detaching",
+            Step::Failing => "failing",
             Step::Done => "done",
         }
     }

@@ -31,6 +31,7 @@ mod service;
 mod state;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::time::Duration;
 

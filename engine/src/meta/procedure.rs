@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::{RegionDef, TableDef};
 use super::command::{Progress, StatementId, Step};
+use super::view::{After, Doing, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::{ProcedureRef, Replacement, Request, Response};
 use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema, TableId};
@@ -119,6 +120,8 @@ pub enum ProcedureState {
         /// Not yet empty.
         open: BTreeSet<RegionId>,
     },
+    /// Something is being done about a view.
+    View(ViewWork),
     /// Move: the new replica is being made.
     Making(Move),
     /// Move: the new replica is being added to the region's group, without a vote.
@@ -222,7 +225,8 @@ pub enum Next {
 impl Procedure {
     /// `create_table`, `drop_table`, `truncate_table`, `alter_table` or `move_replica`: the name that events use.
     pub fn kind(&self) -> &'static str {
-        match self.state {
+        match &self.state {
+            ProcedureState::View(work) => work.kind(),
             ProcedureState::Unpublished { .. } => "drop_table",
             ProcedureState::Truncating { .. } => "truncate_table",
             ProcedureState::Altering { .. } => "alter_table",
@@ -240,11 +244,20 @@ impl Procedure {
         }
     }
 
+    /// The table that it is about.
+    ///
+    /// # Panics
+    /// If it is a move that is decided.
+    pub fn whole(&self) -> &TableDef {
+        self.subject.table().expect("only a move forgets it")
+    }
+
     /// What to ask of the nodes now, all at once. `attempt` counts how often that was in vain: regions then ask another
     /// one of their replicas.
     pub fn next(&self, term: u64, attempt: u32) -> Vec<Action> {
         let by = ProcedureRef { procedure: self.id, step: self.step, term };
         match &self.state {
+            ProcedureState::View(work) => work.next(self.whole(), by, attempt),
             ProcedureState::Prepared { open } | ProcedureState::Published { open } => {
                 let Subject::Whole(table) = &self.subject else { return Vec::new() };
                 self.of_replicas(open, |region, replica| {
@@ -307,6 +320,10 @@ impl Procedure {
     /// move, as long as the new replica is not made or if it has other members than the region; and there is no way back for a
     /// replica that has its vote.
     pub fn progress(&self, answers: impl IntoIterator<Item = (Target, Result<Response>)>) -> Option<Progress> {
+        if let ProcedureState::View(work) = &self.state {
+            let done = work.done(self.subject.id(), answers);
+            return (!done.is_empty()).then_some(Progress::Regions(done));
+        }
         let mut replicas = BTreeSet::new();
         let mut regions = BTreeSet::new();
         for (target, answer) in answers {
@@ -406,6 +423,15 @@ impl Procedure {
             (ProcedureState::Altering { schema, open }, Progress::Regions(altered)) => {
                 let (schema, open) = (schema.clone(), closed(open, &altered)?);
                 if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Altering { schema, open }) }
+            }
+            (ProcedureState::View(work), Progress::Regions(done)) => {
+                closed(&work.open, &done)?;
+                match work.after(self.whole(), &done) {
+                    After::Goes(next) if next.doing == work.doing => Next::Same(ProcedureState::View(next)),
+                    After::Goes(next) => Next::Entered(ProcedureState::View(next)),
+                    After::Drops => Next::Entered(ProcedureState::Unpublished { open: self.replicas() }),
+                    After::Ends => Next::Ended,
+                }
             }
             (ProcedureState::Making(of), Progress::Replicas(made)) => {
                 closed(&[of.change.joins.0].into(), &made)?;
@@ -517,6 +543,7 @@ impl ProcedureState {
             ProcedureState::Unpublished { .. } => Step::Unpublished,
             ProcedureState::Truncating { .. } => Step::Truncating,
             ProcedureState::Altering { .. } => Step::Altering,
+            ProcedureState::View(work) => work.step(),
             ProcedureState::Making(_) => Step::Making,
             ProcedureState::Joining(_) => Step::Joining,
             ProcedureState::Switching(_) => Step::Switching,
@@ -537,6 +564,7 @@ impl ProcedureState {
     /// Whether the statement has its answer.
     pub fn is_decided(&self) -> bool {
         match self {
+            ProcedureState::View(work) => !matches!(work.doing, Doing::Controlling { .. }),
             ProcedureState::Prepared { .. }
             | ProcedureState::ReplicasCreated { .. }
             | ProcedureState::GroupsFormed { .. }
@@ -571,7 +599,8 @@ impl ProcedureState {
 
     /// Whether it is about the rows of a table that is there.
     pub fn is_of_rows(&self) -> bool {
-        matches!(self, ProcedureState::Truncating { .. } | ProcedureState::Altering { .. })
+        let controls = matches!(self, ProcedureState::View(work) if matches!(work.doing, Doing::Controlling { .. }));
+        controls || matches!(self, ProcedureState::Truncating { .. } | ProcedureState::Altering { .. })
     }
 
     /// Whether it makes a table that is not there yet.
@@ -603,6 +632,7 @@ impl ProcedureState {
                 missing.len() + open.len()
             }
             ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.len(),
+            ProcedureState::View(work) => work.open.len(),
             ProcedureState::Making(_)
             | ProcedureState::Joining(_)
             | ProcedureState::Switching(_)

@@ -24,9 +24,38 @@ pub enum MetaRequest {
         name: String,
         /// Whether it is fine that there is no such table.
         if_exists: bool,
+        /// Whether it is to be a materialized view.
+        is_view: bool,
+        /// Whether views that read it go with it.
+        cascade: bool,
         /// Names the statement.
         request: (SessionId, u64),
     },
+    /// Drop a view and create another one of the same name and query, which is filled anew.
+    RefillView {
+        /// Its name.
+        name: String,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
+    /// Pause, resume, cancel the fill of a view, or limit its rate; and wait until all that it reads know.
+    ControlJob {
+        /// The fill.
+        job: ProcedureId,
+        /// What is wanted.
+        control: Control,
+        /// Names the statement.
+        request: (SessionId, u64),
+    },
+    /// A view cannot be kept up to date: said by whoever fills it. Fine if it was said before.
+    FailView {
+        /// The view.
+        view: TableId,
+        /// Why.
+        reason: String,
+    },
+    /// The views, and how far they are, linearizably.
+    Views,
     /// Start (or find) the procedure that changes the columns of a table, and wait until all its regions have them.
     AlterTable {
         /// Its name.
@@ -72,12 +101,45 @@ pub enum MetaRequest {
     OpenSession,
 }
 
+/// What a user wants of a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// It waits.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// Its view is dropped, unless it is ready.
+    Cancel,
+    /// It reads so many rows a second at most, of each region; none: as fast as it goes.
+    RateLimit(Option<u64>),
+}
+
+/// A view of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewStatus {
+    /// The view.
+    pub view: TableDef,
+    /// Its fill.
+    pub job: ProcedureId,
+    /// `filling`, `ready` or `failed`.
+    pub state: String,
+    /// Why it has failed.
+    pub failed: Option<String>,
+    /// Whether its fill is to wait.
+    pub is_paused: bool,
+    /// Rows a second that it may read of each region.
+    pub rate_limit: Option<u64>,
+    /// The step that meta is at with it, if something is being done.
+    pub step: Option<String>,
+}
+
 /// A procedure that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcedureStatus {
     /// The procedure.
     pub id: ProcedureId,
-    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`, `move_replica`.
+    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`, `move_replica`, `fill_view`, `control_view`, `drop_view`,
+    /// `fail_view`.
     pub kind: String,
     /// The table's name.
     pub table: String,
@@ -104,6 +166,10 @@ pub enum MetaAnswer {
     Altered(TableDef),
     /// To `MoveReplica`: the table with its replicas as they are now.
     Moved(TableDef),
+    /// To `ControlJob` and `FailView`.
+    Controlled,
+    /// To `Views`, by id.
+    Views(Vec<ViewStatus>),
     /// To `Table`.
     Table(Option<TableDef>),
     /// To `Procedures`, by id.

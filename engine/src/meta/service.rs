@@ -8,12 +8,14 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::Group;
+use super::catalog::TableDef;
 use super::command::{Command, Decision, Limits, Outcome, StatementId};
 use super::machine::Machine;
 use super::procedure::Procedure;
-use super::request::{MetaAnswer, MetaRequest, ProcedureStatus};
+use super::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus};
 use super::runner::Obstacles;
-use super::state::Answer;
+use super::state::{Answer, MetaState};
+use super::view::{View, ViewState};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::options::Options;
@@ -69,9 +71,36 @@ impl Service {
                 let command = Command::StartCreate { table: Box::new(table), request };
                 self.statement(command, request, "create_table", within).await
             }
-            MetaRequest::DropTable { name, if_exists, request } => {
-                let command = Command::StartDrop { name, if_exists, request };
-                self.statement(command, request, "drop_table", within).await
+            MetaRequest::DropTable { name, if_exists, is_view, cascade, request } => {
+                let command = Command::StartDrop { name, if_exists, is_view, cascade, request };
+                self.statement(command, request, if is_view { "drop_view" } else { "drop_table" }, within).await
+            }
+            MetaRequest::RefillView { name, request } => {
+                let command = Command::StartRefill { name, request };
+                self.statement(command, request, "create_table", within).await
+            }
+            MetaRequest::ControlJob { job, control, request } => {
+                let command = Command::StartControl { job, control, request };
+                self.statement(command, request, "control_view", within).await
+            }
+            MetaRequest::FailView { view, reason } => {
+                let outcome = timeout(within, self.propose(Command::StartFail { view, reason })).await;
+                match outcome.map_err(|_| unknown("the view may be known to have failed"))?? {
+                    Outcome::Started { procedure, step } => {
+                        self.events.emit(|| Event::ProcedureStep {
+                            procedure: procedure.0,
+                            kind: "fail_view".to_string(),
+                            step: step.name().to_string(),
+                        });
+                        Ok(MetaAnswer::Controlled)
+                    }
+                    Outcome::Decided(Ok(_)) => Ok(MetaAnswer::Controlled),
+                    outcome => Err(unexpected(outcome)),
+                }
+            }
+            MetaRequest::Views => {
+                self.caught_up(within).await?;
+                Ok(MetaAnswer::Views(self.machine.read(views)))
             }
             MetaRequest::AlterTable { name, of, alterations, request } => {
                 let command = Command::StartAlter { name, of, alterations, request };
@@ -130,6 +159,7 @@ impl Service {
             Ok(Ok(Decision::Truncated)) => Ok(MetaAnswer::Truncated),
             Ok(Ok(Decision::Altered(table))) => Ok(MetaAnswer::Altered(*table)),
             Ok(Ok(Decision::Moved(table))) => Ok(MetaAnswer::Moved(*table)),
+            Ok(Ok(Decision::Controlled)) => Ok(MetaAnswer::Controlled),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(match waiting {
                 Waiting::Proposal => unknown("the statement was not decided in time and may go on"),
@@ -210,6 +240,26 @@ impl Service {
         let command: Bytes = command.encode();
         Outcome::decode(&self.group.propose(command).await?)
     }
+}
+
+fn views(state: &MetaState) -> Vec<ViewStatus> {
+    let status = |(table, view): (&TableDef, &View)| {
+        let work = state.procedures().filter(|procedure| procedure.subject.id() == table.id);
+        let step = work.map(|procedure| procedure.state.step()).last();
+        ViewStatus {
+            view: table.clone(),
+            job: view.job,
+            state: view.state.name().to_string(),
+            failed: match &view.state {
+                ViewState::Failed(reason) => Some(reason.clone()),
+                ViewState::Filling | ViewState::Ready => None,
+            },
+            is_paused: view.is_paused,
+            rate_limit: view.rate_limit,
+            step: step.map(|step| step.name().to_string()),
+        }
+    };
+    state.views().map(status).collect()
 }
 
 fn unknown(message: &str) -> Error {

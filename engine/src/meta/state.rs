@@ -15,10 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{CreateTable, RegionDef, TableDef};
+use super::catalog::{CreateTable, LegDef, RegionDef, TableDef, ViewDef};
 use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
 use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
+use super::request::Control;
+use super::view::{After, Doing, Feeder, Then, View, ViewState, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::Replacement;
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId};
@@ -36,6 +38,8 @@ pub struct MetaState {
     names: BTreeMap<String, TableId>,
     /// The columns that tables were created with, of those that were altered: the logs of their regions may begin there.
     origins: BTreeMap<TableId, Schema>,
+    /// How far the views among them are.
+    views: BTreeMap<TableId, View>,
     /// Those that have not ended.
     procedures: BTreeMap<ProcedureId, Procedure>,
     /// What only one procedure at a time may touch.
@@ -93,6 +97,8 @@ enum Verb {
     Truncate,
     Alter,
     Move,
+    Refill,
+    Control,
 }
 
 /// How far a statement is.
@@ -124,6 +130,7 @@ impl MetaState {
             tables: BTreeMap::new(),
             names: BTreeMap::new(),
             origins: BTreeMap::new(),
+            views: BTreeMap::new(),
             procedures: BTreeMap::new(),
             locks: BTreeMap::new(),
             statements: BTreeMap::new(),
@@ -145,9 +152,20 @@ impl MetaState {
             Command::StartCreate { table, request } => {
                 self.statement(Verb::Create, table.name.clone(), request, |state| state.start_create(*table, request))
             }
-            Command::StartDrop { name, if_exists, request } => {
-                self.statement(Verb::Drop, name.clone(), request, |state| state.start_drop(&name, if_exists, request))
+            Command::StartDrop { name, if_exists, is_view, cascade, request } => {
+                self.statement(Verb::Drop, name.clone(), request, |state| {
+                    state.start_drop(&name, if_exists, is_view, cascade, request)
+                })
             }
+            Command::StartRefill { name, request } => {
+                self.statement(Verb::Refill, name.clone(), request, |state| state.start_refill(&name, request))
+            }
+            Command::StartControl { job, control, request } => {
+                self.statement(Verb::Control, job.to_string(), request, |state| {
+                    state.start_control(job, control, request)
+                })
+            }
+            Command::StartFail { view, reason } => self.start_fail(view, reason),
             Command::StartAlter { name, of, alterations, request } => {
                 self.statement(Verb::Alter, name.clone(), request, |state| {
                     state.start_alter(&name, of, &alterations, request)
@@ -174,6 +192,11 @@ impl MetaState {
     /// The visible tables, by name.
     pub fn tables(&self) -> impl Iterator<Item = &TableDef> {
         self.names.values().filter_map(|id| self.tables.get(id))
+    }
+
+    /// The views, and how far they are.
+    pub fn views(&self) -> impl Iterator<Item = (&TableDef, &View)> {
+        self.views.iter().filter_map(|(id, view)| Some((self.tables.get(id)?, view)))
     }
 
     /// The nodes of the cluster. None before it is bootstrapped.
@@ -284,6 +307,9 @@ impl MetaState {
         if let Some(by) = self.locks.get(&name) {
             return Started::Held { by: *by };
         }
+        if let Some(error) = table.view.as_ref().and_then(|view| self.changed_feeder(view)) {
+            return Started::Decided(Err(error));
+        }
         let table = match self.place_table(table) {
             Ok(table) => table,
             Err(error) => return Started::Decided(Err(error)),
@@ -299,7 +325,14 @@ impl MetaState {
         Started::Procedure { id, step, answer: Answer::Running(id) }
     }
 
-    fn start_drop(&mut self, name: &str, if_exists: bool, request: StatementId) -> Started {
+    fn start_drop(
+        &mut self,
+        name: &str,
+        if_exists: bool,
+        is_view: bool,
+        cascade: bool,
+        request: StatementId,
+    ) -> Started {
         // A table that is being created may be there before this statement ends, so it waits to see.
         if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
             return Started::Held { by: *by };
@@ -311,11 +344,48 @@ impl MetaState {
             });
         };
         let table_id = table.id;
+        if table.view.is_some() != is_view {
+            let (kind, other) =
+                if is_view { ("table", "DROP TABLE") } else { ("materialized view", "DROP MATERIALIZED VIEW") };
+            let message = format!("{name} is a {kind}; use {other}");
+            return Started::Decided(Err(Error::invalid(Invalid::UnknownTable, message)));
+        }
+        match self.dependants(table_id) {
+            Dependants::Coming(by) => return Started::Held { by },
+            Dependants::There(views) if !views.is_empty() && !cascade => {
+                let names: Vec<&str> = views.iter().filter_map(|id| Some(self.tables.get(id)?.name.as_str())).collect();
+                let message = format!("{name} is read by {}; drop that first, or DROP .. CASCADE", names.join(", "));
+                return Started::Decided(Err(Error::invalid(Invalid::HasDependants, message)));
+            }
+            Dependants::There(views) => {
+                for view in views {
+                    if let Err(by) = self.drop_table(view, None) {
+                        return Started::Held { by };
+                    }
+                }
+            }
+        }
+        match self.drop_table(table_id, Some(request)) {
+            Ok((id, step)) => Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) },
+            Err(by) => Started::Held { by },
+        }
+    }
+
+    /// Takes a table out of the catalog and begins to drop it. An error: the procedure that must end first.
+    fn drop_table(
+        &mut self,
+        table_id: TableId,
+        request: Option<StatementId>,
+    ) -> Result<(ProcedureId, Step), ProcedureId> {
+        let name = match self.tables.get(&table_id) {
+            Some(table) => table.name.clone(),
+            None => unreachable!("it was found in the catalog"),
+        };
         if let Some(by) = self.locks.get(&Lock::Table(table_id)).copied() {
             // Its creation is decided and only makes the last replicas, which nobody needs any more: the drop takes over.
             match self.procedures.get(&by).map(|procedure| &procedure.state) {
                 Some(ProcedureState::Published { .. }) => {}
-                _ => return Started::Held { by },
+                _ => return Err(by),
             }
         }
         // What is done to the rows or the members of the table may wait for a region that has lost its majority; a drop need
@@ -335,9 +405,11 @@ impl MetaState {
             }
             self.end(by);
         }
-        self.names.remove(name);
+        self.names.remove(&name);
         self.origins.remove(&table_id);
+        self.views.remove(&table_id);
         let mut table = self.tables.remove(&table_id).expect("it was found above");
+        self.forget_feeder(table_id);
         for Move { region, change } in moving {
             if let Some(region) = table.regions.iter_mut().find(|def| def.id == region) {
                 region.replicas.extend([change.leaves, change.joins]);
@@ -346,11 +418,197 @@ impl MetaState {
         let id = self.next_procedure();
         self.locks.insert(Lock::Table(table_id), id);
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
-        let state = ProcedureState::Unpublished { open };
+        let state = match self.feeders(&table) {
+            feeders if feeders.is_empty() => ProcedureState::Unpublished { open },
+            feeders => ProcedureState::View(ViewWork::begin(&table, feeders, Doing::Detaching(Then::Drop))),
+        };
+        let step = state.step();
+        self.procedures
+            .insert(id, Procedure { id, step: 0, term: 0, request, subject: Subject::Whole(Box::new(table)), state });
+        Ok((id, step))
+    }
+
+    /// The regions that a view reads.
+    fn feeders(&self, view: &TableDef) -> Vec<Feeder> {
+        let mut feeders: BTreeMap<RegionId, Feeder> = BTreeMap::new();
+        for (leg, def) in view.view.iter().flat_map(|view| &view.legs).enumerate() {
+            for region in self.tables.get(&def.feeder).into_iter().flat_map(|table| &table.regions) {
+                let feeder = || Feeder { region: region.clone(), legs: Vec::new() };
+                feeders.entry(region.id).or_insert_with(feeder).legs.push(leg as u32);
+            }
+        }
+        feeders.into_values().collect()
+    }
+
+    /// What is wrong with what a new view is to read, if it is not (any more) as its maker thought.
+    fn changed_feeder(&self, view: &ViewDef) -> Option<Error> {
+        view.legs.iter().find_map(|leg| {
+            let Some(table) = self.tables.get(&leg.feeder) else {
+                return Some(Error::RegionNotFound { region: RegionId::META });
+            };
+            let column = |schema: &Schema, id| schema.columns().iter().find(|column| column.id == id).cloned();
+            let same = leg.uses.iter().all(|id| column(&table.schema, *id) == column(&leg.schema, *id));
+            (!same).then_some(Error::SchemaChanged { region: RegionId::META, version: table.schema.version })
+        })
+    }
+
+    /// The views that read a table, and those that read them; before each the ones that read it.
+    fn dependants(&self, table: TableId) -> Dependants {
+        let reads = |def: &TableDef| def.view.iter().flat_map(|view| &view.legs).any(|leg| leg.feeder == table);
+        let coming = self.procedures.values().filter(|p| p.state.is_creating());
+        if let Some(procedure) = coming.clone().find(|procedure| reads(procedure.whole())) {
+            return Dependants::Coming(procedure.id);
+        }
+        let mut all = Vec::new();
+        for view in self.tables.values().filter(|def| reads(def)) {
+            match self.dependants(view.id) {
+                Dependants::Coming(by) => return Dependants::Coming(by),
+                Dependants::There(views) => {
+                    all.extend(views.into_iter().filter(|id| !all.contains(id)).collect::<Vec<_>>())
+                }
+            }
+            if !all.contains(&view.id) {
+                all.push(view.id);
+            }
+        }
+        Dependants::There(all)
+    }
+
+    /// A table that views are being taken off is dropped: nothing there needs to be told any more.
+    fn forget_feeder(&mut self, table: TableId) {
+        let mut through = Vec::new();
+        for procedure in self.procedures.values_mut() {
+            let ProcedureState::View(work) = &mut procedure.state else { continue };
+            work.feeders.retain(|feeder| feeder.region.id.table() != table);
+            let before = work.open.len();
+            work.open.retain(|region| region.table() != table);
+            if before > 0 && work.open.is_empty() {
+                through.push(procedure.id);
+            }
+        }
+        for id in through {
+            self.go_on(id);
+        }
+    }
+
+    /// Nothing of the step of a view's procedure is open any more.
+    fn go_on(&mut self, id: ProcedureId) {
+        let Some(procedure) = self.procedures.get_mut(&id) else { return };
+        let ProcedureState::View(work) = &procedure.state else { return };
+        procedure.step += 1;
+        match work.after(procedure.whole(), &BTreeSet::new()) {
+            After::Goes(next) => procedure.state = ProcedureState::View(next),
+            After::Drops => procedure.state = ProcedureState::Unpublished { open: procedure.replicas() },
+            After::Ends => self.end(id),
+        }
+    }
+
+    fn start_refill(&mut self, name: &str, request: StatementId) -> Started {
+        if let Some(by) = self.locks.get(&Lock::Name(name.to_string())) {
+            return Started::Held { by: *by };
+        }
+        let refused = |kind, message: String| Started::Decided(Err(Error::invalid(kind, message)));
+        let Some(view) = self.table(name).filter(|table| table.view.is_some()).cloned() else {
+            return refused(Invalid::UnknownTable, format!("there is no materialized view {name:?}"));
+        };
+        match self.dependants(view.id) {
+            Dependants::Coming(by) => return Started::Held { by },
+            Dependants::There(views) if views.is_empty() => {}
+            Dependants::There(views) => {
+                let names: Vec<&str> = views.iter().filter_map(|id| Some(self.tables.get(id)?.name.as_str())).collect();
+                return refused(
+                    Invalid::HasDependants,
+                    format!("{name} is read by {}; drop that first", names.join(", ")),
+                );
+            }
+        }
+        let again = CreateTable {
+            name: view.name,
+            schema: view.schema,
+            partition: view.partition,
+            replicas: view.regions.first().map(|region| region.replicas.len() as u32),
+            if_not_exists: false,
+            view: view.view,
+        };
+        match self.drop_table(view.id, None) {
+            Ok(_) => self.start_create(again, request),
+            Err(by) => Started::Held { by },
+        }
+    }
+
+    fn start_control(&mut self, job: ProcedureId, control: Control, request: StatementId) -> Started {
+        let refused = |kind, message: String| Started::Decided(Err(Error::invalid(kind, message)));
+        let Some((id, view)) =
+            self.views.iter().find(|(_, view)| view.job == job).map(|(id, view)| (*id, view.clone()))
+        else {
+            return refused(Invalid::OutOfRange, format!("there is no job {}; see SHOW JOBS", job.0));
+        };
+        let Some(table) = self.tables.get(&id).cloned() else { unreachable!("a view is in the catalog") };
+        if let ViewState::Failed(reason) = &view.state {
+            return refused(Invalid::ViewFailed, format!("materialized view {} has failed: {reason}", table.name));
+        }
+        if control == Control::Cancel {
+            if view.state == ViewState::Ready {
+                let message = format!("materialized view {0} is ready; DROP MATERIALIZED VIEW {0}", table.name);
+                return refused(Invalid::Unsupported, message);
+            }
+            return self.start_drop(&table.name, false, true, false, request);
+        }
+        let filling = |procedure: &&Procedure| matches!(&procedure.state, ProcedureState::View(work) if matches!(work.doing, Doing::Beginning | Doing::Attaching));
+        // Those that it reads are told of it first, and then what is wanted of it.
+        let begins =
+            self.procedures.values().filter(|other| other.subject.id() == id).find(filling).map(|other| other.id);
+        if let Some(by) = begins.or(self.locks.get(&Lock::Rows(id)).copied()) {
+            return Started::Held { by };
+        }
+        let (is_paused, rate_limit) = match control {
+            Control::Pause => (true, view.rate_limit),
+            Control::Resume => (false, view.rate_limit),
+            Control::RateLimit(limit) => (view.is_paused, limit),
+            Control::Cancel => unreachable!("handled above"),
+        };
+        self.views.insert(id, View { is_paused, rate_limit, ..view });
+        let work = ViewWork::begin(&table, self.feeders(&table), Doing::Controlling { is_paused, rate_limit });
+        let id = self.next_procedure();
+        self.locks.insert(Lock::Rows(table.id), id);
+        let state = ProcedureState::View(work);
+        let step = state.step();
+        self.procedures.insert(
+            id,
+            Procedure { id, step: 0, term: 0, request: Some(request), subject: Subject::Whole(Box::new(table)), state },
+        );
+        Started::Procedure { id, step, answer: Answer::Running(id) }
+    }
+
+    /// A view has failed: it is so in the catalog at once, whatever was being done about it ends.
+    fn start_fail(&mut self, id: TableId, reason: String) -> Outcome {
+        let table = self.tables.get(&id).cloned();
+        let (Some(table), Some(view)) = (table, self.views.get_mut(&id)) else {
+            return Outcome::Refused(Error::invalid(Invalid::UnknownTable, format!("there is no view {id}")));
+        };
+        if matches!(view.state, ViewState::Failed(_)) {
+            return Outcome::Decided(Ok(Decision::Controlled));
+        }
+        view.state = ViewState::Failed(reason.clone());
+        let about =
+            |procedure: &&Procedure| procedure.subject.id() == id && matches!(procedure.state, ProcedureState::View(_));
+        let others: Vec<Procedure> = self.procedures.values().filter(about).cloned().collect();
+        for other in others {
+            if let Some(statement) = other.request.and_then(|request| self.statements.get_mut(&request))
+                && matches!(statement.answer, Answer::Running(_))
+            {
+                let message = format!("materialized view {} has failed: {reason}", table.name);
+                statement.answer = Answer::Decided(Err(Error::invalid(Invalid::ViewFailed, message)));
+            }
+            self.end(other.id);
+        }
+        let work = ViewWork::begin(&table, self.feeders(&table), Doing::Detaching(Then::Fail(reason)));
+        let procedure = self.next_procedure();
+        let state = ProcedureState::View(work);
         let step = state.step();
         let subject = Subject::Whole(Box::new(table));
-        self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
-        Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) }
+        self.procedures.insert(procedure, Procedure { id: procedure, step: 0, term: 0, request: None, subject, state });
+        Outcome::Started { procedure, step }
     }
 
     fn start_truncate(&mut self, name: &str, request: StatementId) -> Started {
@@ -364,11 +622,21 @@ impl MetaState {
         alterations: &[Alteration],
         request: StatementId,
     ) -> Started {
+        // Views that are coming count too: whoever makes them checks the columns before and not again.
+        let views =
+            self.tables.values().chain(self.procedures.values().filter_map(|procedure| procedure.subject.table()));
+        let legs: Vec<(String, LegDef)> = views
+            .flat_map(|def| def.view.iter().flat_map(|view| &view.legs).map(|leg| (def.name.clone(), leg.clone())))
+            .filter(|(_, leg)| leg.feeder == of.0)
+            .collect();
         self.start_of_rows(name, request, |table, open| {
             if (table.id, table.schema.version) != of {
                 return Err(Error::SchemaChanged { region: RegionId::META, version: table.schema.version });
             }
             let schema = table.schema.altered(alterations).map_err(Error::from)?;
+            for (view, leg) in &legs {
+                used_as_before(&table.schema, &schema, leg, view)?;
+            }
             Ok(ProcedureState::Altering { schema: Box::new(schema), open })
         })
     }
@@ -386,6 +654,10 @@ impl MetaState {
         let Some(table) = self.table(name).cloned() else {
             return Started::Decided(Err(Error::invalid(Invalid::UnknownTable, format!("there is no table {name:?}"))));
         };
+        if table.view.is_some() {
+            let message = format!("{name} is a materialized view: change what it reads, or DROP and CREATE it");
+            return Started::Decided(Err(Error::invalid(Invalid::Unsupported, message)));
+        }
         // Replicas that are still being made are no reason to wait.
         let rows = Lock::Rows(table.id);
         if let Some(by) = self.locks.get(&rows) {
@@ -524,6 +796,11 @@ impl MetaState {
                 if !procedure.state.is_decided() {
                     self.decide(&procedure);
                 }
+                if let ProcedureState::View(ViewWork { doing: Doing::Readying, .. }) = &procedure.state
+                    && let Some(view) = self.views.get_mut(&procedure.subject.id())
+                {
+                    view.state = ViewState::Ready;
+                }
                 self.end(id);
             }
         }
@@ -537,9 +814,13 @@ impl MetaState {
                 let table = procedure.subject.table().expect("only a move forgets it").clone();
                 self.names.insert(table.name.clone(), table.id);
                 self.tables.insert(table.id, table.clone());
+                if let Some(view) = &table.view {
+                    self.fill(&table, view.rate_limit);
+                }
                 Ok(Decision::Created(Box::new(table)))
             }
             ProcedureState::Undoing { error, .. } => Err(error.clone()),
+            ProcedureState::View(ViewWork { doing: Doing::Controlling { .. }, .. }) => Ok(Decision::Controlled),
             ProcedureState::Truncating { .. } => Ok(Decision::Truncated),
             ProcedureState::Altering { schema, .. } => {
                 let table = self.tables.get_mut(&procedure.subject.id()).expect("a drop ends the procedure first");
@@ -566,6 +847,15 @@ impl MetaState {
         self.forget_old_statements(request);
     }
 
+    /// The fill of a view that is in the catalog from now on.
+    fn fill(&mut self, view: &TableDef, rate_limit: Option<u64>) {
+        let job = self.next_procedure();
+        self.views.insert(view.id, View { job, state: ViewState::Filling, is_paused: false, rate_limit });
+        let state = ProcedureState::View(ViewWork::begin(view, self.feeders(view), Doing::Beginning));
+        let subject = Subject::Whole(Box::new(view.clone()));
+        self.procedures.insert(job, Procedure { id: job, step: 0, term: 0, request: None, subject, state });
+    }
+
     /// The members of a region have changed: the catalog says so from now on, and whatever goes on with the table asks the
     /// replicas that there are.
     fn replace(&mut self, table: TableId, Move { region, change }: &Move) -> TableDef {
@@ -588,6 +878,13 @@ impl MetaState {
             }
         }
         through.into_iter().for_each(|id| self.end(id));
+        for other in self.procedures.values_mut() {
+            let ProcedureState::View(work) = &mut other.state else { continue };
+            for feeder in work.feeders.iter_mut().filter(|feeder| feeder.region.id == *region) {
+                feeder.region.replicas.remove(&change.leaves.0);
+                feeder.region.replicas.insert(change.joins.0, change.joins.1);
+            }
+        }
         let table = self.tables.get_mut(&table).expect("a drop ends the procedure first");
         swap(table);
         table.clone()
@@ -632,6 +929,7 @@ impl MetaState {
             schema: table.schema,
             partition: table.partition,
             regions: place(id, regions, replicas, first, &self.load()),
+            view: table.view,
         })
     }
 
@@ -687,6 +985,31 @@ impl MetaState {
 fn listed(nodes: impl IntoIterator<Item = NodeId>) -> String {
     let nodes: Vec<String> = nodes.into_iter().map(|node| node.to_string()).collect();
     nodes.join(", ")
+}
+
+/// The views that read something.
+enum Dependants {
+    /// Those that are there.
+    There(Vec<TableId>),
+    /// The procedure that makes one.
+    Coming(ProcedureId),
+}
+
+/// A view that reads a table finds the columns that it uses as they were, and the rows told apart as they were.
+fn used_as_before(was: &Schema, is: &Schema, leg: &LegDef, view: &str) -> Result<()> {
+    let refused = |message: String| Err(Error::invalid(Invalid::HasDependants, message));
+    for id in &leg.uses {
+        let find = |schema: &Schema| schema.columns().iter().find(|column| column.id == *id).cloned();
+        let Some(before) = find(was) else { continue };
+        let after = find(is);
+        if after.is_none_or(|after| (&after.name, after.column_type) != (&before.name, before.column_type)) {
+            return refused(format!("column {:?} is used by materialized view {view}; drop that first", before.name));
+        }
+    }
+    if was.options().merge_mode != is.options().merge_mode {
+        return refused(format!("materialized view {view} reads the table: its merge mode stays; drop that first"));
+    }
+    Ok(())
 }
 
 /// What came of a statement when it was run.

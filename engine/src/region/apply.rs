@@ -64,6 +64,17 @@ impl Region {
             }
             Command::Pin { name, at } => return Ok(self.apply_pin(id, command, name, at)),
             Command::Unpin { name } => return Ok(self.apply_unpin(id, command, &name)),
+            Command::Attach { legs, view } => return Ok(self.apply_attach(id, command, legs, &view)),
+            Command::Detach { view } => return Ok(self.apply_detach(id, command, view)),
+            Command::Control { view, is_paused, rate_limit } => {
+                return Ok(self.apply_control(id, command, view, is_paused, rate_limit));
+            }
+            Command::Leg { leg, epoch, step } => return Ok(self.apply_leg(id, command, leg, epoch, step)),
+            Command::Begin => return Ok(self.apply_begin(id, command)),
+            Command::Ready => return Ok(self.apply_fill_state(id, command, None)),
+            Command::Fail { reason } => return Ok(self.apply_fill_state(id, command, Some(reason))),
+            Command::Greet { source, epoch } => return Ok(self.apply_greet(id, command, source, epoch)),
+            Command::Absorb(batch) => return self.apply_absorb(id, command, batch).await,
         };
         let verdict = self.judge(&write).await?;
         Ok(self.finish(id, command, |state| {

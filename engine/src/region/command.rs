@@ -1,11 +1,14 @@
 //! What stands in a region's log, and what applying it gives.
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::request::{WriteAnswer, WriteRequest};
+use super::leg::{Leg, LegStep};
+use super::request::{Absorb, WriteAnswer, WriteRequest};
 use crate::error::Error;
-use crate::types::{ProcedureId, Schema, Timestamp};
+use crate::meta::catalog::TableDef;
+use crate::types::{LegId, ProcedureId, Schema, Source, TableId, Timestamp};
 
 /// An entry of a region's log. Everything that its effect depends on stands in it or in the replicated state, never in
 /// the options of the node that applies it.
@@ -52,6 +55,54 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// A view begins to read this region. Fine if it does already; after `Detach` it does nothing.
+    Attach {
+        /// The scans of its query that read this table.
+        legs: Vec<u32>,
+        /// The view.
+        view: Box<TableDef>,
+    },
+    /// A view reads this region no more, and never again.
+    Detach {
+        /// The view.
+        view: TableId,
+    },
+    /// Whether a view's legs are to wait, and how fast they may be.
+    Control {
+        /// The view.
+        view: TableId,
+        /// Whether they are to wait.
+        is_paused: bool,
+        /// Rows a second; none: as fast as it goes.
+        rate_limit: Option<u64>,
+    },
+    /// What becomes of a leg, as the leader that reads for it says.
+    Leg {
+        /// The leg.
+        leg: LegId,
+        /// The term of that leader.
+        epoch: u64,
+        /// What.
+        step: LegStep,
+    },
+    /// At a region of a view: it is going to be filled. Fine if it is already.
+    Begin,
+    /// At a region of a view: it may be read. Fine if it may already, or has failed.
+    Ready,
+    /// At a region of a view: it has failed.
+    Fail {
+        /// Why.
+        reason: String,
+    },
+    /// At a region of a view: the leader of a feeder's region says hello. Nothing is taken of leaders before it.
+    Greet {
+        /// Where it reads.
+        source: Source,
+        /// Its term.
+        epoch: u64,
+    },
+    /// At a region of a view: a batch.
+    Absorb(Absorb),
 }
 
 impl Command {
@@ -67,7 +118,32 @@ impl Command {
     }
 }
 
-/// What applying a command gave: the same on every replica.
+/// What applying [`Command::Leg`] gave: the same on every replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LegAnswer {
+    /// The leg as it is now.
+    Leg(Box<Leg>),
+    /// The leader of a later term reads.
+    Deposed {
+        /// That term.
+        epoch: u64,
+    },
+    /// There is no such leg (any more).
+    Gone,
+}
+
+/// What applying [`Command::Leg`], [`Command::Greet`] and [`Command::Absorb`] gave, as raft carries it.
+pub fn encode_answer<T: Serialize>(answer: &T) -> Bytes {
+    postcard::to_allocvec(answer).expect("every answer has an encoding").into()
+}
+
+/// The [`LegAnswer`] or the [`Taken`](super::request::Taken) that [`encode_answer`] wrote.
+pub fn decode_answer<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Error> {
+    postcard::from_bytes(bytes)
+        .map_err(|err| Error::Unknown { message: format!("the outcome of an entry is damaged: {err}") })
+}
+
+/// What applying any other command gave: the same on every replica.
 pub type Outcome = Result<WriteAnswer, Error>;
 
 /// The outcome as raft carries it.

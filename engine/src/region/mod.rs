@@ -11,7 +11,9 @@
 //!
 //! Not here: who leads and what is committed (`raft`), how files look (`storage`).
 
+pub mod absorb;
 pub mod command;
+pub mod leg;
 pub mod request;
 pub mod side;
 
@@ -45,7 +47,7 @@ pub use self::buffer::Buffer;
 use self::buffer::{Part, Place};
 use self::compact::{Compacting, Horizon};
 use self::files::{FileIds, Files, Retired};
-use self::request::{ReplicaStatus, SstStatus, WriteRequest};
+use self::request::{ReplicaStatus, SstStatus};
 use self::side::Side;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -55,7 +57,8 @@ use crate::options::Options;
 use crate::storage::manifest::{Manifest, Past};
 use crate::storage::sst::{FileMeta, Sst};
 use crate::storage::version::{Flushed, Version};
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
+use crate::types::{Incarnation, LegId, LogId, NodeId, RegionId, ReplicaId, Sequence};
+use crate::view::Program;
 
 /// Where and how a replica lives.
 #[derive(Clone)]
@@ -76,6 +79,8 @@ pub struct ReplicaSpec {
     pub compactions: Arc<Semaphore>,
     /// The node's: memory for writes.
     pub buffer: Arc<Buffer>,
+    /// The node's: notified when a leg of a view begins, ends or changes.
+    pub fills: Arc<Notify>,
 }
 
 /// See the module.
@@ -99,6 +104,12 @@ pub struct Region {
     part: Part,
     /// Writes under way at most.
     window: Arc<Semaphore>,
+    /// Of a view: its query.
+    program: Option<Program>,
+    /// How long a write waits, for each leg that writes outrun.
+    slow: Mutex<BTreeMap<LegId, Duration>>,
+    /// Counts the changes of legs.
+    legs: watch::Sender<u64>,
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Set when the region is closed: workers end at the next point where nothing is half done.
     closing: watch::Sender<bool>,
@@ -108,6 +119,20 @@ pub struct Region {
 pub struct Admitted {
     _memory: Place,
     _place: OwnedSemaphorePermit,
+}
+
+/// Writes wait as long as this is there.
+pub struct Slow<'a> {
+    region: &'a Region,
+    leg: LegId,
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut slow) = self.region.slow.lock() {
+            slow.remove(&self.leg);
+        }
+    }
 }
 
 /// What changes together.
@@ -146,6 +171,7 @@ impl Region {
         let state = manifest.state();
         let table = decode_definition(&state.past.definition)?;
         let schema = Arc::new(table.schema.clone());
+        let program = table.view.as_ref().map(|_| Program::compile(&table)).transpose()?;
         let mut ssts = Vec::with_capacity(state.files.len());
         for meta in state.files.values() {
             ssts.push(Sst::open(spec.disk.as_ref(), &spec.folder, meta.clone()).await?);
@@ -182,6 +208,9 @@ impl Region {
             full,
             part,
             window: Arc::new(Semaphore::new(window)),
+            program,
+            slow: Mutex::default(),
+            legs: watch::Sender::new(0),
             workers: Mutex::default(),
             closing: watch::Sender::new(false),
             spec,
@@ -215,24 +244,38 @@ impl Region {
         *self.visible.borrow()
     }
 
+    /// Follows the newest sequence that can be read here.
+    pub fn watch_visible(&self) -> watch::Receiver<Sequence> {
+        self.visible.subscribe()
+    }
+
+    /// Follows the changes of the legs.
+    pub fn watch_legs(&self) -> watch::Receiver<u64> {
+        self.legs.subscribe()
+    }
+
     /// Follows the last entry that is in files.
     pub fn watch_flushed(&self) -> watch::Receiver<Option<LogId>> {
         self.flushed.subscribe()
     }
 
-    /// Waits for memory and for a place among the writes under way; for memory at most `within`, and not when `ended` says
+    /// Waits for memory for a write of so many bytes and for a place among the writes under way; for memory at most `within`, and not when `ended` says
     /// why it must not.
-    pub async fn admit(
-        &self,
-        write: &WriteRequest,
-        within: Duration,
-        ended: impl Future<Output = Error>,
-    ) -> Result<Admitted> {
-        // What memtables make of it is of the same order.
-        let bytes = write.rows.len() + write.ops.len() + write.expected.len() * size_of::<Sequence>();
+    pub async fn admit(&self, bytes: usize, within: Duration, ended: impl Future<Output = Error>) -> Result<Admitted> {
         let memory = self.part.write(bytes as u64, within, ended).await?;
         let place = self.window.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
         Ok(Admitted { _memory: memory, _place: place })
+    }
+
+    /// From now on each write waits for so long, until what is returned is dropped: a fill of a view is to catch up.
+    pub fn slow_writes(&self, leg: LegId, delay: Duration) -> Slow<'_> {
+        self.slow.lock().expect("no panic holds the lock").insert(leg, delay);
+        Slow { region: self, leg }
+    }
+
+    /// How long a write waits.
+    pub fn delay(&self) -> Duration {
+        self.slow.lock().expect("no panic holds the lock").values().max().copied().unwrap_or_default()
     }
 
     /// The replica's part of its status; the group's part is filled in by the caller.

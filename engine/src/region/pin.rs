@@ -8,22 +8,27 @@ use bytes::Bytes;
 
 use super::Region;
 use super::command::encode_outcome;
+use super::leg::Leg;
 use super::request::{PinStatus, WriteAnswer};
 use super::side::Pin;
-use crate::types::{LogId, Timestamp};
+use crate::types::{LegId, LogId, Sequence, Timestamp};
 
 impl Region {
-    /// The pins, by name.
+    /// The pins, by name; then what legs of views pin.
     pub fn pins(&self) -> Vec<PinStatus> {
         let state = self.state.lock().expect("no panic holds the lock");
-        let status = |(name, pin): (&String, &Pin)| PinStatus {
+        let status = |name: String, sequence: Sequence, at| PinStatus {
             region: self.id,
-            name: name.clone(),
-            sequence: pin.sequence,
-            newer: state.side.sequence.0 - pin.sequence.0,
-            at: pin.at,
+            name,
+            sequence,
+            newer: state.side.sequence.0 - sequence.0,
+            at,
         };
-        state.side.pins.iter().map(status).collect()
+        let named = state.side.pins.iter().map(|(name, pin)| status(name.clone(), pin.sequence, pin.at));
+        let of_leg = |(id, leg): (&LegId, &Leg)| {
+            Some(status(format!("materialized view {} leg {}", leg.view.name, id.leg), leg.pinned()?, leg.at))
+        };
+        named.chain(state.side.legs.iter().filter_map(of_leg)).collect()
     }
 
     /// Applies the entry `id`. The outcome has the sequence of the pin of that name.

@@ -12,6 +12,7 @@ impl Region {
     /// One page. The caller has made sure that this replica may answer: that it leads and has applied what was
     /// committed before, or that the page continues one that was read so.
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer> {
+        self.check_ready()?;
         // First the sequence, then the version: it has at least what was visible before.
         let visible = self.visible();
         let version = self.version();
@@ -67,7 +68,7 @@ impl Region {
         if since < version.readable() {
             return Err(Error::TooOld { region: self.id, oldest: version.readable() });
         }
-        let page = version.changes(since, scan, limit, limit.rows).await?;
+        let page = version.changes(Some(since), scan, limit, limit.rows).await?;
         let rows = page.keys.len() as u64;
         let batches = if rows == 0 { Vec::new() } else { vec![encode_batch(&page.batch)] };
         Ok(ScanAnswer { batches, rows, sequence: scan.upto, next: page.next })

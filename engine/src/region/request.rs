@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{LogId, NodeId, Position, Predicate, RegionId, ReplicaId, RequestId, Sequence, Timestamp};
+use crate::types::{
+    FillPosition, LegId, LogId, NodeId, Position, Predicate, RegionId, ReplicaId, RequestId, Sequence, Source,
+    Timestamp,
+};
 
 /// Rows to put and delete in one region, as one entry: all of them or none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +140,95 @@ pub struct PinStatus {
     pub newer: u64,
     /// When it was pinned, by the clock of the leader of then.
     pub at: Timestamp,
+}
+
+/// Changes for a region of a view: what some stretch of a source comes to there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absorb {
+    /// Where they come from.
+    pub source: Source,
+    /// The term of the leader that read them.
+    pub epoch: u64,
+    /// Where they begin: what the region has.
+    pub from: FillPosition,
+    /// Where they end.
+    pub to: FillPosition,
+    /// Rows by [`encode_batch`](crate::types::encode_batch): of a view without aggregates whole rows of the view, otherwise what
+    /// [`Leg::run`](crate::view::Leg::run) made of the changes.
+    pub rows: Bytes,
+    /// Of a view without aggregates one byte a row, see [`Op`](crate::types::Op).
+    pub ops: Bytes,
+    /// How many rows that is.
+    pub changes: u64,
+    /// Rows of the feeder that were read until here for the window that it is in: how far that is.
+    pub read: u64,
+}
+
+/// What a region of a view says to a hello or a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Taken {
+    /// This is what it has now: of a batch that it did not take, where the next one must begin.
+    At(FillPosition),
+    /// The leader of a later term sends.
+    Deposed {
+        /// That term.
+        epoch: u64,
+    },
+    /// The view has failed.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// The region is not (any more) to be filled from there.
+    Gone,
+}
+
+/// How far a leg is at a region of its feeder, as the region's log says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegStatus {
+    /// The leg.
+    pub leg: LegId,
+    /// The region that is read.
+    pub feeder: RegionId,
+    /// The term of the leader that reads.
+    pub epoch: u64,
+    /// Rounds that were begun.
+    pub round: u64,
+    /// All destinations have what was visible at it.
+    pub done: Option<Sequence>,
+    /// The end of the round under way.
+    pub upto: Option<Sequence>,
+    /// Whether it follows what is written.
+    pub is_live: bool,
+    /// Whether the view may be read, as far as this region is concerned.
+    pub is_level: bool,
+    /// Whether it is to wait.
+    pub is_paused: bool,
+    /// Rows a second that it may read.
+    pub rate_limit: Option<u64>,
+    /// Why it cannot go on.
+    pub failed: Option<String>,
+    /// The newest sequence of the region.
+    pub sequence: Sequence,
+    /// Versions of rows in the region, about.
+    pub rows: u64,
+    /// When `done` or `upto` was set last.
+    pub at: Timestamp,
+}
+
+/// How far a region of a view is with a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionStatus {
+    /// The region of the view.
+    pub region: RegionId,
+    /// Where its rows come from.
+    pub source: Source,
+    /// The term of the leader that sends.
+    pub epoch: u64,
+    /// What it has.
+    pub position: FillPosition,
+    /// Rows that were read for what it has of the window it is in.
+    pub read: u64,
 }
 
 /// A file of a replica.

@@ -1,19 +1,21 @@
 //! The side state of a region: everything replicated that is not rows. It is stored with each manifest edit *as of the
 //! flushed index*, travels in snapshots, and is rebuilt by replaying the log from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::absorb::{FillState, Filled};
 use super::command::Outcome;
+use super::leg::Leg;
 use super::request::{FileName, WriteAnswer};
 use crate::error::{Error, Invalid};
 use crate::raft::Membership;
 use crate::storage::range::RangeTombstones;
 use crate::storage::rules::Rules;
-use crate::types::{LogId, ProcedureId, RequestId, Schema, Sequence, SessionId, Timestamp};
+use crate::types::{LegId, LogId, ProcedureId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp};
 
 /// See the module. Cloned when a flush freezes the memtable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,12 @@ pub struct Side {
     pub appends_after: Sequence,
     /// What must stay readable, by name.
     pub pins: BTreeMap<String, Pin>,
+    /// The scans of views that read this region.
+    pub legs: BTreeMap<LegId, Leg>,
+    /// Views that read this region and never will again: whoever says otherwise comes late.
+    pub ended: BTreeSet<TableId>,
+    /// Of a region of a view: what it has of its feeders; none before it is begun to be filled.
+    pub filled: Option<Filled>,
 }
 
 /// A sequence that stays readable, with everything behind it, on every replica.
@@ -50,9 +58,21 @@ pub struct Pin {
 }
 
 impl Side {
-    /// The oldest sequence that is pinned.
+    /// The oldest sequence that is pinned, by a statement or by a leg.
     pub fn pinned(&self) -> Option<Sequence> {
-        self.pins.values().map(|pin| pin.sequence).min()
+        let legs = self.legs.values().filter_map(Leg::pinned);
+        self.pins.values().map(|pin| pin.sequence).chain(legs).min()
+    }
+
+    /// Whether the view of `leg` may be read as far as this region is concerned: it follows what is written here; and where this is
+    /// a region of a view itself, that may be read, and the leg has what it had then.
+    pub fn is_level(&self, leg: &Leg) -> bool {
+        let needed = match self.filled.as_ref().map(|filled| &filled.state) {
+            None => Sequence(0),
+            Some(FillState::Ready(at)) => *at,
+            Some(FillState::Filling | FillState::Failed(_)) => return false,
+        };
+        leg.is_live && leg.done >= Some(needed)
     }
 
     /// What the versions of rows of `schema` come to.

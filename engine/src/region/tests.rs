@@ -22,6 +22,7 @@ fn table() -> TableDef {
         schema: Schema::new(1, vec![column], &["a".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
         regions: Vec::new(),
+        view: None,
     }
 }
 
@@ -35,6 +36,7 @@ async fn replica(disk: &MemoryDisk, id: u64) -> Arc<Region> {
         events: Events::of(NodeId(1)),
         compactions: Arc::new(Semaphore::new(1)),
         buffer: Buffer::new(&Options::default(), Events::of(NodeId(1))),
+        fills: Arc::default(),
     };
     disk.create_dir(&spec.folder).await.unwrap();
     Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()

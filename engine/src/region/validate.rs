@@ -13,6 +13,14 @@ use crate::types::{MergeMode, Op, Schema, decode_batch, encode_keys};
 impl Region {
     /// The command to propose for `write`, and how many rows it has.
     pub fn validate(&self, write: WriteRequest) -> Result<(Bytes, u64)> {
+        {
+            let state = self.state.lock().expect("no panic holds the lock");
+            if state.table.view.is_some() {
+                let name = &state.table.name;
+                let message = format!("{name} is a materialized view: write to what it reads");
+                return Err(Error::invalid(Invalid::Unsupported, message));
+            }
+        }
         let schema = self.version().schema().clone();
         let rows = match write.schema_version.cmp(&schema.version) {
             Ordering::Equal => check_rows(&schema, &write)?,

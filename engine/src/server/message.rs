@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::metrics::Sample;
-use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
-use crate::types::{LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Timestamp};
+use crate::region::request::{
+    Absorb, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, Taken,
+    WriteAnswer, WriteRequest,
+};
+use crate::types::{LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Source, TableId, Timestamp};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,6 +191,76 @@ pub enum Request {
     },
     /// Whether the node is there and its store is open, and what its clock says.
     Ping,
+    /// Tell a region of a feeder or of a view what becomes of the view: asked of the leader. Resent, it changes nothing.
+    View {
+        /// The region.
+        region: RegionId,
+        /// What.
+        change: ViewChange,
+        /// On whose behalf.
+        by: ProcedureRef,
+    },
+    /// A hello of the leader that reads a source, to the leader of a region of the view.
+    Greet {
+        /// The region of the view.
+        region: RegionId,
+        /// What is read.
+        source: Source,
+        /// The term of the leader that reads it.
+        epoch: u64,
+    },
+    /// Changes for a region of a view: to its leader.
+    Absorb {
+        /// The region of the view.
+        region: RegionId,
+        /// The changes.
+        batch: Absorb,
+    },
+    /// How far the legs of views are that read a region: asked of the leader.
+    Legs {
+        /// The region.
+        region: RegionId,
+    },
+    /// How far a region of a view is with each source: asked of the leader.
+    Positions {
+        /// The region.
+        region: RegionId,
+    },
+}
+
+/// What becomes of a view, at a region of a feeder or of the view itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ViewChange {
+    /// At a feeder: the view begins to read.
+    Attach {
+        /// The scans of its query that read this table.
+        legs: Vec<u32>,
+        /// The view.
+        view: Box<TableDef>,
+    },
+    /// At a feeder: the view reads no more.
+    Detach {
+        /// The view.
+        view: TableId,
+    },
+    /// At a feeder: whether to wait, and how fast to be.
+    Control {
+        /// The view.
+        view: TableId,
+        /// Whether its legs are to wait.
+        is_paused: bool,
+        /// Rows a second; none: as fast as it goes.
+        rate_limit: Option<u64>,
+    },
+    /// At the view: it is going to be filled.
+    Begin,
+    /// At the view: it may be read.
+    Ready,
+    /// At the view: it has failed.
+    Fail {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// One replica of a region takes the place of another one.
@@ -233,7 +306,7 @@ pub enum Response {
     Write(WriteAnswer),
     Scan(ScanAnswer),
     /// To `CreateReplica`, `InitGroup`, `DropReplica`, `Flush`, `Compact`, `Transfer`, `Truncate`, `Alter`, `Pin`, `Unpin`,
-    /// `AddLearner`, `ChangeMembers`, `RemoveLearner`.
+    /// `AddLearner`, `ChangeMembers`, `RemoveLearner`, `View`.
     Done,
     Pins(Vec<PinStatus>),
     /// How many rows the file has.
@@ -246,6 +319,10 @@ pub enum Response {
     ReadIndex(LogId),
     Meta(MetaAnswer),
     Sql(SqlAnswer),
+    /// To `Greet` and `Absorb`.
+    Taken(Taken),
+    Legs(Vec<LegStatus>),
+    Positions(Vec<PositionStatus>),
 }
 
 /// What a statement of a client of the real server gave.
@@ -294,6 +371,11 @@ pub enum Kind {
     Ping = 28,
     Ingest = 29,
     Metrics = 30,
+    View = 31,
+    Greet = 32,
+    Absorb = 33,
+    Legs = 34,
+    Positions = 35,
 }
 
 impl Kind {
@@ -328,6 +410,11 @@ impl Kind {
         (Kind::Ping, "ping"),
         (Kind::Ingest, "ingest"),
         (Kind::Metrics, "metrics"),
+        (Kind::View, "view"),
+        (Kind::Greet, "greet"),
+        (Kind::Absorb, "absorb"),
+        (Kind::Legs, "legs"),
+        (Kind::Positions, "positions"),
     ];
 
     /// The kind that is written as `byte`.
@@ -374,6 +461,11 @@ impl Request {
             Request::Ping => Kind::Ping,
             Request::Ingest { .. } => Kind::Ingest,
             Request::Metrics => Kind::Metrics,
+            Request::View { .. } => Kind::View,
+            Request::Greet { .. } => Kind::Greet,
+            Request::Absorb { .. } => Kind::Absorb,
+            Request::Legs { .. } => Kind::Legs,
+            Request::Positions { .. } => Kind::Positions,
         }
     }
 

@@ -5,6 +5,7 @@
 //! a whole.
 
 mod expiry;
+mod fill;
 mod follower;
 mod identity;
 pub mod message;

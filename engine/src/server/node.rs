@@ -16,8 +16,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::expiry;
+use super::fill;
 use super::identity::{Identity, next_incarnation};
-use super::message::{Request, Response, SqlAnswer};
+use super::message::{Request, Response, SqlAnswer, ViewChange};
 use super::router::Router;
 use super::rpc::{Handler, Peers, serve};
 use super::store::Store;
@@ -31,7 +32,7 @@ use crate::net::{Listener, Net};
 use crate::options::Options;
 use crate::raft::Surroundings;
 use crate::region::command::Command;
-use crate::types::{Incarnation, NodeId, ReplicaId};
+use crate::types::{Incarnation, NodeId, ReplicaId, Timestamp};
 
 /// What a node is told at start.
 #[derive(Clone, Debug)]
@@ -172,6 +173,7 @@ impl Shared {
             events: self.seams.events.clone(),
         };
         let expiring = tokio::spawn(expiry::work(Arc::downgrade(&self)));
+        let filling = tokio::spawn(fill::work(Arc::downgrade(&self)));
         let mut stopping = self.stopping.subscribe();
         let mut pauses = options.pauses();
         let ended = loop {
@@ -199,6 +201,7 @@ impl Shared {
         };
         serving.abort();
         expiring.abort();
+        filling.abort();
         ended
     }
 
@@ -243,6 +246,18 @@ impl Shared {
 
     pub(super) fn router(&self) -> &Router {
         &self.router
+    }
+
+    pub(super) fn frontend(&self) -> &Frontend {
+        &self.frontend
+    }
+
+    pub(super) fn events(&self) -> &Events {
+        &self.seams.events
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.seams.clock.now()
     }
 
     pub(super) fn store(&self) -> Result<Arc<Store>> {
@@ -293,6 +308,17 @@ pub fn print_rows(rows: &Bytes) -> Result<String> {
     let reader = StreamReader::try_new(rows.as_ref(), None).map_err(failed)?;
     let batches = reader.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
     Ok(pretty_format_batches(&batches).map_err(failed)?.to_string())
+}
+
+fn command_of(change: ViewChange) -> Command {
+    match change {
+        ViewChange::Attach { legs, view } => Command::Attach { legs, view },
+        ViewChange::Detach { view } => Command::Detach { view },
+        ViewChange::Control { view, is_paused, rate_limit } => Command::Control { view, is_paused, rate_limit },
+        ViewChange::Begin => Command::Begin,
+        ViewChange::Ready => Command::Ready,
+        ViewChange::Fail { reason } => Command::Fail { reason },
+    }
 }
 
 #[async_trait]
@@ -364,6 +390,15 @@ impl Shared {
                 self.store()?.of_region(region)?.group.remove_learner(&change).await.map(|()| Response::Done)
             }
             Request::Ping => self.store().map(|_| Response::Pong(self.seams.clock.now())),
+            Request::View { region, change, .. } => {
+                self.store()?.change(region, command_of(change)).await.map(|()| Response::Done)
+            }
+            Request::Greet { region, source, epoch } => {
+                self.store()?.take(region, Command::Greet { source, epoch }).await.map(Response::Taken)
+            }
+            Request::Absorb { region, batch } => self.store()?.absorb(region, batch, within).await.map(Response::Taken),
+            Request::Legs { region } => self.store()?.legs(region).await.map(Response::Legs),
+            Request::Positions { region } => self.store()?.positions(region).await.map(Response::Positions),
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Metrics => Ok(Response::Metrics(self.samples())),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::follower::Follower;
@@ -24,11 +24,14 @@ use crate::log::Log;
 use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::raft::{Group, Machine, Surroundings};
-use crate::region::command::{Command, decode_outcome};
+use crate::region::command::{Command, decode_answer, decode_outcome};
 use crate::region::expire::Expiry;
-use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
+use crate::region::request::{
+    Absorb, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, Taken,
+    WriteAnswer, WriteRequest,
+};
 use crate::region::{Buffer, Region, ReplicaSpec};
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId};
+use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
 use super::meta_replica::MetaReplica;
 
@@ -48,6 +51,8 @@ pub struct Store {
     compactions: Arc<Semaphore>,
     /// Memory for writes.
     buffer: Arc<Buffer>,
+    /// Notified when a leg of a view begins, ends or changes.
+    fills: Arc<Notify>,
     /// Replicas that have died, and why. The receiver is the supervisor's.
     deaths: UnboundedSender<(Arc<Replica>, String)>,
     died: AsyncMutex<UnboundedReceiver<(Arc<Replica>, String)>>,
@@ -104,6 +109,7 @@ impl Store {
             dropped: AsyncMutex::new(dropped),
             compactions: Arc::new(Semaphore::new(jobs)),
             buffer: Buffer::new(&around.options, around.events.clone()),
+            fills: Arc::default(),
             deaths,
             died: AsyncMutex::new(died),
             closing: watch::Sender::new(false),
@@ -165,6 +171,7 @@ impl Store {
             events: self.around.events.clone(),
             compactions: self.compactions.clone(),
             buffer: self.buffer.clone(),
+            fills: self.fills.clone(),
         }
     }
 
@@ -329,7 +336,13 @@ impl Store {
             group.deposed().await;
             Error::NotLeader { region: id, hint: group.standing().leader }
         };
-        let admitted = region.admit(&write, within / 2, deposed).await?;
+        let delay = region.delay();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay.min(within / 4)).await;
+        }
+        // What memtables make of it is of the same order.
+        let bytes = write.rows.len() + write.ops.len() + write.expected.len() * size_of::<Sequence>();
+        let admitted = region.admit(bytes, within / 2, deposed).await?;
         let (command, rows) = region.validate(write)?;
         let (replica, events) = (group.replica(), self.around.events.clone());
         events.emit(|| Event::WriteProposed { region: id, replica, rows });
@@ -352,6 +365,61 @@ impl Store {
         }
         let outcome = group.propose(command.encode()).await?;
         decode_outcome(&outcome).map(drop)
+    }
+
+    /// Gives the leader that reads a source its answer, as the log of the view's region says.
+    pub async fn take(&self, id: RegionId, command: Command) -> Result<Taken> {
+        let group = self.led(id)?.group.clone();
+        decode_answer(&group.propose(command.encode()).await?)
+    }
+
+    /// Has a region of a view that is led here take a batch. It waits for memory as a write does.
+    pub async fn absorb(&self, id: RegionId, batch: Absorb, within: Duration) -> Result<Taken> {
+        let replica = self.led(id)?;
+        let State::Region(region) = &replica.state else { return Err(Error::RegionNotFound { region: id }) };
+        let deposed = async {
+            replica.group.deposed().await;
+            Error::NotLeader { region: id, hint: replica.group.standing().leader }
+        };
+        let bytes = batch.rows.len() + batch.ops.len();
+        let _admitted = region.admit(bytes, within / 2, deposed).await?;
+        self.take(id, Command::Absorb(batch)).await
+    }
+
+    /// How far the legs are that read a region that is led here.
+    pub async fn legs(&self, id: RegionId) -> Result<Vec<LegStatus>> {
+        let (group, region) = self.region(id)?;
+        group.read_index().await?;
+        Ok(region.leg_status())
+    }
+
+    /// How far a region of a view is that is led here.
+    pub async fn positions(&self, id: RegionId) -> Result<Vec<PositionStatus>> {
+        let (group, region) = self.region(id)?;
+        group.read_index().await?;
+        Ok(region.fill_status())
+    }
+
+    /// The replicas that views read, whether they lead or not.
+    pub fn feeding(&self) -> Vec<Arc<Replica>> {
+        let replicas = self.replicas.lock().expect("no panic holds the lock");
+        let feeds = |replica: &&Arc<Replica>| matches!(&replica.state, State::Region(region) if region.has_legs());
+        replicas.values().filter(feeds).cloned().collect()
+    }
+
+    /// Resolves when the views that read some replica may be others.
+    pub async fn feeding_changed(&self) {
+        self.fills.notified().await;
+    }
+
+    /// The replica of a region, which leads.
+    fn led(&self, id: RegionId) -> Result<Arc<Replica>> {
+        let replica = self.of_region(id)?;
+        let standing = replica.group.standing();
+        match standing.is_leader {
+            true => Ok(replica),
+            false => Err(Error::NotLeader { region: id, hint: standing.leader }),
+        }
     }
 
     /// Everything that was committed anywhere when it was called, of a region that is led here.

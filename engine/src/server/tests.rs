@@ -80,6 +80,7 @@ fn table() -> TableDef {
         schema: Schema::new(1, vec![column(1, "a", false), column(2, "n", true)], &["a".into()], None).unwrap(),
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 2 },
         regions: Vec::new(),
+        view: None,
     }
 }
 

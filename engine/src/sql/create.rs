@@ -100,7 +100,7 @@ impl CreateTable {
         let schema = schema.with_options(others)?;
         let partition = self.partition(&schema, regions, evaluator)?;
         let (name, if_not_exists) = (table.clone(), self.if_not_exists);
-        Ok(catalog::CreateTable { name, schema, partition, replicas, if_not_exists })
+        Ok(catalog::CreateTable { name, schema, partition, replicas, if_not_exists, view: None })
     }
 
     fn column(&self, at: usize, written: &ColumnDef, evaluator: &Evaluator) -> Result<Column> {

@@ -5,6 +5,8 @@
 //! 2. [`CreateTable::resolve`] checks a table and gives what meta is asked to create; [`partition`] finds the gaps and
 //!    overlaps of its regions.
 //! 3. [`Planner`] plans queries and evaluates constants with DataFusion; [`cast`] turns values into those of a column.
+//! 4. [`CreateView::resolve`] does for a materialized view what 2. does for a table, and [`view_plan`] says how its rows come
+//!    from those of the tables that it reads.
 //!
 //! Pure: nothing here asks a node, waits, or reads a clock; the time of a statement is passed in. Running a statement is
 //! the [`frontend`](crate::frontend)'s.
@@ -22,6 +24,9 @@ mod planner;
 mod setting;
 mod types;
 mod values;
+mod view;
+
+use std::time::Duration;
 
 use datafusion::sql::sqlparser::ast;
 
@@ -29,6 +34,7 @@ use crate::types::NodeId;
 
 pub use alter::{AlterTable, Written};
 pub use cast::{to_column, to_scalar, to_value};
+pub use checked::checked;
 pub use create::{ColumnDef, CreateTable, Partition};
 pub use error::invalid;
 pub use names::{nearest, suggest};
@@ -36,16 +42,55 @@ pub use parser::parse;
 pub use planner::{Evaluator, Planner, TARGET, Tables};
 pub use setting::Setting;
 pub use values::{Values, for_column, is_default};
+pub use view::{AggregatePlan, Call, CreateView, Function, LegPlan, ViewPlan, plan as view_plan};
 
 /// One statement, as written: names are folded (an unquoted one to lower case), nothing is looked up.
 #[derive(Clone, Debug)]
 pub enum Statement {
     /// `CREATE TABLE ..`
     CreateTable(Box<CreateTable>),
-    /// `DROP TABLE [IF EXISTS] name`
+    /// `DROP TABLE [IF EXISTS] name [CASCADE]`
     DropTable {
         /// The table.
         name: String,
+        /// Whether it is fine that there is none.
+        if_exists: bool,
+        /// Whether the views that read it go with it.
+        cascade: bool,
+    },
+    /// `CREATE MATERIALIZED VIEW ..`
+    CreateView(Box<CreateView>),
+    /// `DROP MATERIALIZED VIEW [IF EXISTS] name [CASCADE]`
+    DropView {
+        /// The view.
+        name: String,
+        /// Whether it is fine that there is none.
+        if_exists: bool,
+        /// Whether the views that read it go with it.
+        cascade: bool,
+    },
+    /// `REFILL MATERIALIZED VIEW name`
+    RefillView {
+        /// The view.
+        name: String,
+    },
+    /// `CREATE INDEX [IF NOT EXISTS] name ON table (columns)`
+    CreateIndex {
+        /// Its name.
+        name: String,
+        /// The table.
+        table: String,
+        /// The columns in order, each once.
+        columns: Vec<String>,
+        /// Whether it is fine that there is such an index.
+        if_not_exists: bool,
+    },
+    /// `DROP INDEX [IF EXISTS] name ON table`
+    DropIndex {
+        /// The index.
+        name: String,
+        /// The table.
+        table: String,
         /// Whether it is fine that there is none.
         if_exists: bool,
     },
@@ -68,6 +113,39 @@ pub enum Statement {
     Set(Setting),
     /// `SHOW TABLES`
     ShowTables,
+    /// `SHOW JOBS`
+    ShowJobs,
+    /// `PAUSE | RESUME | CANCEL JOB n`, `ALTER JOB n ..`
+    Job {
+        /// The number of the job.
+        id: u64,
+        /// What becomes of it.
+        verb: JobVerb,
+    },
+    /// `WAIT FOR .. [TIMEOUT time]`
+    WaitFor {
+        /// What is to be ready.
+        what: WaitFor,
+        /// How long; none: as long as a statement may take.
+        timeout: Option<Duration>,
+    },
+    /// `ADMIN CHECK MATERIALIZED VIEW name`
+    CheckView {
+        /// The view.
+        name: String,
+    },
+    /// `ADMIN CHECK INDEX name ON table`
+    CheckIndex {
+        /// The index.
+        name: String,
+        /// The table.
+        table: String,
+    },
+    /// `ADMIN CHECKSUM TABLE name`
+    Checksum {
+        /// The table.
+        table: String,
+    },
     /// `ADMIN .. TABLE name`
     Admin {
         /// What to do.
@@ -114,6 +192,33 @@ pub enum AdminVerb {
         region: u32,
         /// The node whose replica is to lead.
         to: NodeId,
+    },
+}
+
+/// What becomes of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobVerb {
+    /// `PAUSE JOB n`
+    Pause,
+    /// `RESUME JOB n`
+    Resume,
+    /// `CANCEL JOB n`
+    Cancel,
+    /// `ALTER JOB n SET rate_limit = m`: rows a second, at least 1; none: `UNSET rate_limit`.
+    RateLimit(Option<u64>),
+}
+
+/// What a statement waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitFor {
+    /// `WAIT FOR MATERIALIZED VIEW name`
+    View(String),
+    /// `WAIT FOR INDEX name ON table`
+    Index {
+        /// The index.
+        name: String,
+        /// The table.
+        table: String,
     },
 }
 

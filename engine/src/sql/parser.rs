@@ -1,7 +1,10 @@
 //! From text to [`Statement`].
 //!
 //! sqlparser parses expressions, types and queries; `CREATE TABLE` is parsed here, token by token, because of `TIME INDEX`
-//! and `PARTITION ON COLUMNS`, and what its grammar knows but the engine does not is refused by name.
+//! and `PARTITION ON COLUMNS`, and what its grammar knows but the engine does not is refused by name. The statements of
+//! materialized views, indexes and jobs are in [`view`].
+
+mod view;
 
 use datafusion::sql::sqlparser::ast::{
     self, AssignmentTarget, ColumnOption, FromTable, Ident, ObjectName, SetExpr, TableFactor, TableObject,
@@ -16,7 +19,7 @@ use super::alter::{AlterTable, Written};
 use super::create::{ColumnDef, CreateTable, Partition};
 use super::names::{nearest, suggest};
 use super::types::column_type;
-use super::{AdminVerb, Change, Insert, Setting, Source, Statement, Values};
+use super::{AdminVerb, Change, Insert, JobVerb, Setting, Source, Statement, Values};
 use crate::error::{Error, Invalid, Result};
 use crate::types::{NodeId, Place};
 
@@ -168,27 +171,19 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
     match word.keyword {
         Keyword::CREATE => {
             parser.next_token();
-            if !parser.parse_keyword(Keyword::TABLE) {
-                return Err(unsupported(keywords("CREATE", parser), "there is CREATE TABLE"));
-            }
-            create_table(parser)
+            create(parser)
         }
         Keyword::DROP => {
             parser.next_token();
-            if !parser.parse_keyword(Keyword::TABLE) {
-                return Err(unsupported(keywords("DROP", parser), "there is DROP TABLE"));
-            }
-            let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
-            let name = parser.parse_object_name(false).map_err(syntax)?;
-            if parser.consume_token(&Token::Comma) {
-                return Err(unsupported("DROP TABLE of several tables", "drop one table a statement"));
-            }
-            Ok(Statement::DropTable { name: written_table(&name)?, if_exists })
+            drop_object(parser)
         }
         Keyword::ALTER => {
             parser.next_token();
+            if is_word(&parser.peek_token(), "JOB") {
+                return view::alter_job(parser);
+            }
             if !parser.parse_keyword(Keyword::TABLE) {
-                return Err(unsupported(keywords("ALTER", parser), "there is ALTER TABLE"));
+                return Err(unsupported(keywords("ALTER", parser), "there are ALTER TABLE and ALTER JOB"));
             }
             alter_table(parser)
         }
@@ -222,11 +217,16 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
         }
         Keyword::SHOW => {
             parser.next_token();
-            if !parser.parse_keyword(Keyword::TABLES) {
-                let what = parser.peek_token().token.to_string().to_uppercase();
-                return Err(unsupported(format!("SHOW {what}"), "there is SHOW TABLES, and SELECT from sys.tables"));
+            if parser.parse_keyword(Keyword::TABLES) {
+                return Ok(Statement::ShowTables);
             }
-            Ok(Statement::ShowTables)
+            let what = parser.next_token();
+            if is_word(&what, "JOBS") {
+                return Ok(Statement::ShowJobs);
+            }
+            let what = what.token.to_string().to_uppercase();
+            let instead = "there are SHOW TABLES and SHOW JOBS, and SELECT from sys.tables";
+            Err(unsupported(format!("SHOW {what}"), instead))
         }
         Keyword::ADMIN => {
             parser.next_token();
@@ -250,11 +250,15 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             other => Err(unsupported(first_words(&other), "")),
         },
         keyword => {
-            const KNOWN: [&str; 13] = [
+            const KNOWN: [&str; 18] = [
                 "SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "CREATE", "ALTER", "DROP", "EXPLAIN", "SHOW",
-                "VALUES", "ADMIN", "SET",
+                "VALUES", "ADMIN", "SET", "REFILL", "PAUSE", "RESUME", "CANCEL", "WAIT",
             ];
             let written = word.value.to_uppercase();
+            if word.quote_style.is_none() && KNOWN[13..].contains(&written.as_str()) {
+                parser.next_token();
+                return of_jobs(&written, parser);
+            }
             if keyword == Keyword::NoKeyword || nearest(&written, KNOWN).is_some() {
                 let message =
                     format!("expected a statement, found: {first}{}{}", first.span.start, { suggest(&written, KNOWN) });
@@ -264,6 +268,63 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
             Err(unsupported(keywords(&written, parser), &format!("there are {}", KNOWN.join(", "))))
         }
     }
+}
+
+/// What no keyword of sqlparser begins: `REFILL MATERIALIZED VIEW v`, `WAIT FOR ..`, `PAUSE | RESUME | CANCEL JOB n`.
+fn of_jobs(verb: &str, parser: &mut Parser) -> Result<Statement> {
+    let verb = match verb {
+        "REFILL" => return Ok(Statement::RefillView { name: view::view_name(parser)? }),
+        "WAIT" => return view::wait_for(parser),
+        "PAUSE" => JobVerb::Pause,
+        "RESUME" => JobVerb::Resume,
+        _ => JobVerb::Cancel,
+    };
+    Ok(Statement::Job { id: view::job(parser)?, verb })
+}
+
+/// Behind CREATE.
+fn create(parser: &mut Parser) -> Result<Statement> {
+    if parser.parse_keyword(Keyword::TABLE) {
+        return create_table(parser);
+    }
+    if parser.parse_keywords(&[Keyword::MATERIALIZED, Keyword::VIEW]) {
+        return view::create_view(parser);
+    }
+    if parser.parse_keyword(Keyword::INDEX) {
+        return view::create_index(parser);
+    }
+    let instead = match parser.peek_token().token {
+        Token::Word(word) if word.keyword == Keyword::VIEW => {
+            "there is CREATE MATERIALIZED VIEW, which keeps the result of its query up to date"
+        }
+        Token::Word(word) if word.keyword == Keyword::UNIQUE => {
+            "only the row key is unique; CREATE INDEX makes an index of rows that may be equal in its columns"
+        }
+        Token::Word(word) if word.keyword == Keyword::OR => "DROP what is there, then CREATE it",
+        _ => "there are CREATE TABLE, CREATE MATERIALIZED VIEW and CREATE INDEX",
+    };
+    Err(unsupported(keywords("CREATE", parser), instead))
+}
+
+/// Behind DROP.
+fn drop_object(parser: &mut Parser) -> Result<Statement> {
+    if parser.parse_keywords(&[Keyword::MATERIALIZED, Keyword::VIEW]) {
+        return view::drop_view(parser);
+    }
+    if parser.parse_keyword(Keyword::INDEX) {
+        return view::drop_index(parser);
+    }
+    if !parser.parse_keyword(Keyword::TABLE) {
+        let instead = "there are DROP TABLE, DROP MATERIALIZED VIEW and DROP INDEX";
+        return Err(unsupported(keywords("DROP", parser), instead));
+    }
+    let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
+    let name = parser.parse_object_name(false).map_err(syntax)?;
+    if parser.consume_token(&Token::Comma) {
+        return Err(unsupported("DROP TABLE of several tables", "drop one table a statement"));
+    }
+    let cascade = parser.parse_keyword(Keyword::CASCADE);
+    Ok(Statement::DropTable { name: written_table(&name)?, if_exists, cascade })
 }
 
 /// `name change, ..`, behind ALTER TABLE.
@@ -353,13 +414,14 @@ fn alteration(parser: &mut Parser) -> Result<Written> {
 }
 
 /// Behind ADMIN: `FLUSH TABLE name`, `COMPACT TABLE name [STRICT WINDOW]`, `PIN TABLE name AS name`, `UNPIN TABLE name AS name`,
-/// `TRANSFER LEADER OF TABLE name REGION n TO NODE n` or
-/// `MOVE REPLICA OF TABLE name REGION n FROM NODE n TO NODE n`.
+/// `TRANSFER LEADER OF TABLE name REGION n TO NODE n`, `MOVE REPLICA OF TABLE name REGION n FROM NODE n TO NODE n`,
+/// `CHECK MATERIALIZED VIEW name`, `CHECK INDEX name ON name` or `CHECKSUM TABLE name`.
 fn admin(parser: &mut Parser) -> Result<Statement> {
     let verb = parser.next_token();
     let written = verb.token.to_string().to_uppercase();
     match written.as_str() {
-        "FLUSH" | "COMPACT" | "PIN" | "UNPIN" => {}
+        "CHECK" => return view::check(parser),
+        "FLUSH" | "COMPACT" | "PIN" | "UNPIN" | "CHECKSUM" => {}
         "TRANSFER" => words(parser, &["LEADER", "OF"])?,
         "MOVE" => {
             words(parser, &["REPLICA", "OF"])?;
@@ -369,7 +431,7 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
         }
         _ => {
             return Err(expected(
-                "FLUSH, COMPACT, PIN or UNPIN TABLE, TRANSFER LEADER or MOVE REPLICA behind ADMIN",
+                "FLUSH, COMPACT, PIN, UNPIN or CHECKSUM TABLE, CHECK, TRANSFER LEADER or MOVE REPLICA behind ADMIN",
                 &verb,
             ));
         }
@@ -387,6 +449,7 @@ fn admin(parser: &mut Parser) -> Result<Statement> {
         }
         "PIN" => AdminVerb::Pin { name: pin_name(parser)? },
         "UNPIN" => AdminVerb::Unpin { name: pin_name(parser)? },
+        "CHECKSUM" => return Ok(Statement::Checksum { table }),
         "TRANSFER" => AdminVerb::Transfer { region: region(parser)?, to: node(parser, "TO")? },
         _ => {
             let (region, from, to) = (region(parser)?, node(parser, "FROM")?, node(parser, "TO")?);
@@ -424,10 +487,12 @@ fn words(parser: &mut Parser, expected_words: &[&str]) -> Result<()> {
 /// Takes the word `expected_word`, keyword or not.
 fn word(parser: &mut Parser, expected_word: &str) -> Result<()> {
     let token = parser.next_token();
-    match &token.token {
-        Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case(expected_word) => Ok(()),
-        _ => Err(expected(expected_word, &token)),
-    }
+    if is_word(&token, expected_word) { Ok(()) } else { Err(expected(expected_word, &token)) }
+}
+
+/// Whether `token` is `word`, keyword or not.
+fn is_word(token: &TokenWithSpan, word: &str) -> bool {
+    matches!(&token.token, Token::Word(found) if found.quote_style.is_none() && found.value.eq_ignore_ascii_case(word))
 }
 
 /// `first` and the keywords that follow it: `CREATE OR REPLACE`.
@@ -670,12 +735,30 @@ fn create_table(parser: &mut Parser) -> Result<Statement> {
             _ => return Err(unknown_column_option(&next, &table)),
         }
     }
+    Layout { partition: table.partition, options: table.options } = layout(parser)?;
+    let next = parser.peek_token();
+    if !matches!(next.token, Token::EOF | Token::SemiColon) {
+        return Err(expected("PARTITION ON COLUMNS, WITH or the end of the statement", &next));
+    }
+    Ok(Statement::CreateTable(Box::new(table)))
+}
+
+/// What stands behind the columns of a table, and behind the name of a view.
+struct Layout {
+    partition: Option<Partition>,
+    options: Vec<(String, String)>,
+}
+
+/// `[PARTITION ON COLUMNS ..] [WITH (name = value, ..)]`, in any order.
+fn layout(parser: &mut Parser) -> Result<Layout> {
+    let mut partition = None;
+    let mut options: Vec<(String, String)> = Vec::new();
     loop {
         if parser.parse_keyword(Keyword::PARTITION) {
-            if table.partition.is_some() {
+            if partition.is_some() {
                 return Err(twice("PARTITION ON COLUMNS"));
             }
-            table.partition = Some(partition(parser)?);
+            partition = Some(self::partition(parser)?);
         } else if parser.parse_keyword(Keyword::WITH) {
             parser.expect_token(&Token::LParen).map_err(syntax)?;
             if parser.consume_token(&Token::RParen) {
@@ -683,10 +766,10 @@ fn create_table(parser: &mut Parser) -> Result<Statement> {
             }
             loop {
                 let option = option(parser)?;
-                if table.options.iter().any(|(name, _)| *name == option.0) {
+                if options.iter().any(|(name, _)| *name == option.0) {
                     return Err(twice(&format!("option {}", option.0)));
                 }
-                table.options.push(option);
+                options.push(option);
                 if !parser.consume_token(&Token::Comma) {
                     break;
                 }
@@ -696,11 +779,7 @@ fn create_table(parser: &mut Parser) -> Result<Statement> {
             break;
         }
     }
-    let next = parser.peek_token();
-    if !matches!(next.token, Token::EOF | Token::SemiColon) {
-        return Err(expected("PARTITION ON COLUMNS, WITH or the end of the statement", &next));
-    }
-    Ok(Statement::CreateTable(Box::new(table)))
+    Ok(Layout { partition, options })
 }
 
 fn twice(what: &str) -> Error {

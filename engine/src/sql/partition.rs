@@ -264,7 +264,7 @@ fn check(columns: &[String], expressions: &[PartitionExpr], schema: &Schema) -> 
     let examples: Vec<Vec<Value>> = definitions
         .iter()
         .zip(constants)
-        .map(|(column, constants)| examples(column.column_type, constants.into_iter().collect()))
+        .map(|(column, constants)| examples(column, constants.into_iter().collect()))
         .collect();
     let cells = examples.iter().try_fold(1usize, |cells, examples| cells.checked_mul(examples.len()));
     let comparisons: usize = expressions.iter().map(PartitionExpr::comparisons).sum();
@@ -330,12 +330,14 @@ fn collect(expr: &PartitionExpr, columns: &[String], constants: &mut [BTreeSet<V
 }
 
 /// One value of each elementary interval that `constants` (ascending) cut the type into; intervals that have no value have
-/// none. (NULL needs none: key columns have no NULL, and it would compare like a value below all constants.)
-fn examples(column_type: ColumnType, constants: Vec<Value>) -> Vec<Value> {
+/// none. NULL compares like a value below all constants: where no value is there, a column that has NULLs still has that.
+fn examples(column: &Column, constants: Vec<Value>) -> Vec<Value> {
+    let column_type = column.column_type;
     let (Some(first), Some(last)) = (constants.first(), constants.last()) else {
         return vec![zero(column_type)];
     };
-    let mut examples: Vec<Value> = below(first, column_type).into_iter().collect();
+    let null = column.nullable.then_some(Value::Null);
+    let mut examples: Vec<Value> = below(first, column_type).or(null).into_iter().collect();
     for (at, constant) in constants.iter().enumerate() {
         examples.push(constant.clone());
         if let Some(next) = constants.get(at + 1) {

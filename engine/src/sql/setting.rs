@@ -32,7 +32,7 @@ impl Setting {
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// `500ms`, `2s`, `1m`, `0`.
-fn duration(text: &str) -> Result<Duration> {
+pub(super) fn duration(text: &str) -> Result<Duration> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -27,27 +27,37 @@ pub struct ChangePage {
     pub batch: RecordBatch,
     /// The keys of the rows in it.
     pub keys: Vec<Key>,
+    /// The versions of the rows in it.
+    pub sequences: Vec<Sequence>,
     /// The next page is behind this; none: that was all.
     pub next: Option<Position>,
 }
 
 impl Version {
     /// What `scan` returns at its `upto` and did not at `since`, and the other way round: at most about `limit`, never a part
-    /// of what became of one row. `since` must not be after `upto`, and both must be readable.
-    pub async fn changes(&self, since: Sequence, scan: &Scan, limit: Limit, batch_rows: usize) -> Result<ChangePage> {
+    /// of what became of one row. `since` must not be after `upto`, and both must be readable; none: before there was a row.
+    pub async fn changes(
+        &self,
+        since: Option<Sequence>,
+        scan: &Scan,
+        limit: Limit,
+        batch_rows: usize,
+    ) -> Result<ChangePage> {
         let mut rest = scan.after.clone();
         let mut page = Gathered::default();
         let ranges = &self.rules.ranges;
-        let many_went = ranges.upto(since) != ranges.upto(scan.upto);
         let empty = || self.scan(&Scan { only: Some(Arc::new([])), ..scan.clone() }, batch_rows);
-        if since >= scan.upto {
+        if since >= Some(scan.upto) {
             return page.finish(None, empty);
         }
         loop {
             let scan = Scan { after: rest.clone(), ..scan.clone() };
-            let written = match many_went {
-                true => None,
-                false => Some(self.written(since, &scan, limit.rows.max(1)).await?),
+            let written = match since {
+                Some(since) if ranges.upto(since) == ranges.upto(scan.upto) => {
+                    Some(self.written(since, &scan, limit.rows.max(1)).await?)
+                }
+                // Many rows went at once, or all are new.
+                _ => None,
             };
             let keys = written.as_ref().map(|written| written.keys.clone());
             if keys.as_ref().is_some_and(|keys| keys.is_empty()) {
@@ -58,7 +68,7 @@ impl Version {
                 let scan = Scan { upto, only: keys.clone(), include_deleted: false, ..scan.clone() };
                 Merge::visible(&self.rules, self.memtables().cloned(), self.ssts.values().cloned(), &scan, batch_rows)
             };
-            let (was, is) = (Stream::of(read(since)?), Stream::of(read(scan.upto)?));
+            let (was, is) = (Stream::of(since.map(read).transpose()?), Stream::of(Some(read(scan.upto)?)));
             let ended = page.take(was, is, limit, |key, sequence| self.rules.position(key, sequence)).await?;
             rest = ended.or_else(|| written.and_then(|written| written.next));
             if rest.is_none() || page.is_over(limit) {
@@ -70,12 +80,33 @@ impl Version {
 
     /// The first keys behind the scan's position that have versions behind `since`, up to its `upto`.
     async fn written(&self, since: Sequence, scan: &Scan, most: usize) -> Result<Written> {
+        // There is a version for each sequence: a few are found in memory without looking at all keys there.
+        let is_short = scan.upto.0 - since.0 <= (most as u64).saturating_mul(4);
+        if is_short && self.ssts.values().all(|sst| sst.meta().last_sequence <= since) {
+            return Ok(self.written_in_memory(since, scan, most));
+        }
         let scan = Scan { columns: Vec::new(), predicates: key_conditions(self, scan), ..scan.clone() };
         let memtables = self.memtables().cloned();
         let mut merge = Merge::written(&self.rules, memtables, self.ssts.values().cloned(), &scan, since, most)?;
         let Some(rows) = merge.next().await? else { return Ok(Written { keys: Arc::new([]), next: None }) };
         let next = rows.keys.last().map(|key| Position { key: key.clone(), sequence: Sequence(0) });
         Ok(Written { keys: rows.keys.into(), next })
+    }
+
+    fn written_in_memory(&self, since: Sequence, scan: &Scan, most: usize) -> Written {
+        let mut keys: Vec<Key> = self.memtables().flat_map(|memtable| memtable.written(since, scan.upto)).collect();
+        let is_ahead = |key: &Key| match &scan.after {
+            Some(after) => *key > after.key || (*key == after.key && after.sequence > Sequence(0)),
+            None => true,
+        };
+        keys.retain(is_ahead);
+        keys.sort_unstable();
+        keys.dedup();
+        let is_all = keys.len() <= most;
+        keys.truncate(most);
+        let last = keys.last().filter(|_| !is_all);
+        let next = last.map(|key| Position { key: key.clone(), sequence: Sequence(0) });
+        Written { keys: keys.into(), next }
     }
 }
 
@@ -92,25 +123,31 @@ fn key_conditions(version: &Version, scan: &Scan) -> Vec<crate::types::Predicate
     scan.predicates.iter().filter(|predicate| on_key(&predicate.column)).cloned().collect()
 }
 
-/// One of the two reads.
+/// One of the two reads; that of nothing has no merge.
 struct Stream {
-    merge: Merge,
+    merge: Option<Merge>,
     rows: Option<Arc<Rows>>,
     at: usize,
 }
 
 impl Stream {
-    fn of(merge: Merge) -> Stream {
+    fn of(merge: Option<Merge>) -> Stream {
         Stream { merge, rows: None, at: 0 }
     }
 
     /// The row at hand, and what it is in; none: there are no more.
     async fn row(&mut self) -> Result<Option<(Arc<Rows>, usize)>> {
-        if self.rows.as_ref().is_none_or(|rows| self.at == rows.len()) {
-            self.rows = self.merge.next().await?.map(Arc::new);
+        if let Some(merge) = &mut self.merge
+            && self.rows.as_ref().is_none_or(|rows| self.at == rows.len())
+        {
+            self.rows = merge.next().await?.map(Arc::new);
             self.at = 0;
         }
         Ok(self.rows.clone().map(|rows| (rows, self.at)))
+    }
+
+    fn taken(&self) -> usize {
+        self.merge.as_ref().map_or(0, Merge::taken)
     }
 }
 
@@ -121,6 +158,7 @@ struct Gathered {
     picked: Vec<(usize, usize)>,
     signs: Vec<i8>,
     keys: Vec<Key>,
+    sequences: Vec<Sequence>,
     bytes: usize,
     /// Versions that the reads before the one at hand looked at.
     taken: usize,
@@ -144,7 +182,7 @@ impl Gathered {
         let before = self.taken;
         loop {
             let (old, new) = (was.row().await?, is.row().await?);
-            self.taken = before + was.merge.taken() + is.merge.taken();
+            self.taken = before + was.taken() + is.taken();
             let place = |row: &(Arc<Rows>, usize)| (row.0.keys[row.1].clone(), row.0.sequences[row.1]);
             let order = match (old.as_ref().map(place), new.as_ref().map(place)) {
                 (None, None) => return Ok(None),
@@ -188,6 +226,7 @@ impl Gathered {
         self.picked.push((held, at));
         self.signs.push(sign);
         self.keys.push(rows.keys[at].clone());
+        self.sequences.push(rows.sequences[at]);
     }
 
     /// `empty` is a read without rows, for the columns of a page without changes.
@@ -206,6 +245,6 @@ impl Gathered {
         let fields: Vec<_> = schema.fields().iter().cloned().chain([sign]).collect();
         let cells = cells.into_iter().chain([Arc::new(Int8Array::from(self.signs)) as ArrayRef]).collect();
         let batch = batch(Arc::new(ArrowSchema::new(fields)), cells, self.keys.len()).map_err(uncomputable)?;
-        Ok(ChangePage { batch, keys: self.keys, next })
+        Ok(ChangePage { batch, keys: self.keys, sequences: self.sequences, next })
     }
 }

@@ -17,7 +17,7 @@ use arrow::error::ArrowError;
 use super::rows::{Rows, cell_bytes, gather, timestamps};
 use super::scan::Plan;
 use super::shape::Shape;
-use crate::types::{Key, Op, Schema, Sequence};
+use crate::types::{Key, Op, Schema, Sequence, encode_keys};
 
 /// The versions of one key stand together, the newest first.
 type InternalKey = (Key, Reverse<Sequence>);
@@ -33,6 +33,8 @@ pub struct Memtable {
 struct Content {
     index: BTreeMap<InternalKey, Slot>,
     batches: Vec<Arc<RecordBatch>>,
+    /// Of each batch the sequence of its first row: the others follow.
+    firsts: Vec<Sequence>,
     bytes: usize,
     /// Least and greatest.
     sequences: Option<(Sequence, Sequence)>,
@@ -83,6 +85,7 @@ impl Memtable {
         content.bytes += batch_bytes(&batch) + keys.iter().map(|key| key.0.len() + ENTRY_BYTES).sum::<usize>();
         let number = u32::try_from(content.batches.len()).expect("a memtable is flushed long before 2^32 writes");
         content.batches.push(Arc::new(batch));
+        content.firsts.push(first);
         for (row, (key, op)) in keys.into_iter().zip(ops).enumerate() {
             let slot = Slot { op: *op, batch: number, row: row as u32 };
             content.index.insert((key, Reverse(Sequence(first.0 + row as u64))), slot);
@@ -94,6 +97,22 @@ impl Memtable {
         let content = self.content();
         let ((found, Reverse(sequence)), slot) = content.index.range((key.clone(), Reverse(upto))..).next()?;
         (found == key).then_some((*sequence, slot.op))
+    }
+
+    /// The keys of the versions behind `since`, up to `upto`, as they were written.
+    pub fn written(&self, since: Sequence, upto: Sequence) -> Vec<Key> {
+        let content = self.content();
+        let from = content.firsts.partition_point(|first| *first <= since).saturating_sub(1);
+        let to = content.firsts.partition_point(|first| *first <= upto);
+        let mut keys = Vec::new();
+        for at in from..to.max(from) {
+            let (batch, first) = (&content.batches[at], content.firsts[at].0);
+            let rows = batch.num_rows() as u64;
+            let start = (since.0 + 1).saturating_sub(first).min(rows);
+            let end = (upto.0 + 1 - first).min(rows).max(start);
+            keys.extend(encode_keys(&batch.slice(start as usize, (end - start) as usize), &self.schema.key()));
+        }
+        keys
     }
 
     /// Versions in it.
@@ -185,6 +204,9 @@ impl MemtableScan {
     }
 
     fn read(&mut self) -> Result<Option<Rows>, ArrowError> {
+        if let Some(only) = self.plan.only.clone() {
+            return self.read_only(&only);
+        }
         let (mut keys, mut sequences, mut ops) = (Vec::new(), Vec::new(), Vec::new());
         let mut picked = Vec::new();
         let mut batches = Vec::new();
@@ -213,9 +235,69 @@ impl MemtableScan {
         }
         let (Some(key), Some(sequence)) = (keys.last(), sequences.last()) else { return Ok(None) };
         self.from = Bound::Excluded((key.clone(), Reverse(*sequence)));
+        self.rows(&batches, &picked, keys, sequences, ops).map(Some)
+    }
+
+    /// The same where few keys count: each is looked up.
+    fn read_only(&mut self, only: &[Key]) -> Result<Option<Rows>, ArrowError> {
+        let (mut keys, mut sequences, mut ops) = (Vec::new(), Vec::new(), Vec::new());
+        let mut picked = Vec::new();
+        let mut batches = Vec::new();
+        let mut places = BTreeMap::new();
+        {
+            let content = self.memtable.content();
+            let (from, is_behind) = match &self.from {
+                Bound::Included((key, _)) => (only.partition_point(|one| one < key), false),
+                Bound::Excluded((key, _)) => (only.partition_point(|one| one < key), true),
+                Bound::Unbounded => (0, false),
+            };
+            for (at, key) in only[from..].iter().enumerate() {
+                // A batch ends between keys, unless one has more versions than fit.
+                if keys.len() >= self.plan.batch_rows
+                    || self.plan.range.below.as_ref().is_some_and(|below| key >= below)
+                {
+                    break;
+                }
+                let start = match &self.from {
+                    Bound::Excluded(behind) if is_behind && at == 0 && behind.0 == *key => {
+                        Bound::Excluded(behind.clone())
+                    }
+                    _ => Bound::Included((key.clone(), Reverse(Sequence(u64::MAX)))),
+                };
+                for ((found, Reverse(sequence)), slot) in content.index.range((start, Bound::Unbounded)) {
+                    if found != key {
+                        break;
+                    }
+                    if *sequence > self.upto {
+                        continue;
+                    }
+                    let place = *places.entry(slot.batch).or_insert_with(|| {
+                        batches.push(content.batches[slot.batch as usize].clone());
+                        batches.len() - 1
+                    });
+                    picked.push((place, slot.row as usize));
+                    keys.push(key.clone());
+                    sequences.push(*sequence);
+                    ops.push(slot.op);
+                }
+            }
+        }
+        let (Some(key), Some(sequence)) = (keys.last(), sequences.last()) else { return Ok(None) };
+        self.from = Bound::Excluded((key.clone(), Reverse(*sequence)));
+        self.rows(&batches, &picked, keys, sequences, ops).map(Some)
+    }
+
+    fn rows(
+        &self,
+        batches: &[Arc<RecordBatch>],
+        picked: &[(usize, usize)],
+        keys: Vec<Key>,
+        sequences: Vec<Sequence>,
+        ops: Vec<Op>,
+    ) -> Result<Rows, ArrowError> {
         let batches: Vec<&RecordBatch> = batches.iter().map(Arc::as_ref).collect();
-        let read = gather(&batches, &picked, &self.shape.read, &self.shape.read_schema)?;
+        let read = gather(&batches, picked, &self.shape.read, &self.shape.read_schema)?;
         let batch = self.shape.make(read, &ops, &self.plan)?;
-        Ok(Some(Rows { batch, keys, sequences, ops }))
+        Ok(Rows { batch, keys, sequences, ops })
     }
 }

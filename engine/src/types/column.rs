@@ -1,6 +1,6 @@
 //! Column types and table schemas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -177,7 +177,7 @@ pub struct Column {
     pub name: String,
     /// What it holds.
     pub column_type: ColumnType,
-    /// Whether NULL is allowed. Never for key columns.
+    /// Whether NULL is allowed. Never for key columns of a table; a view that groups by a column has a row for NULL.
     pub nullable: bool,
     /// What an INSERT that does not name the column writes; without one: NULL, or an error where NULL is not allowed.
     pub default: Option<ColumnDefault>,
@@ -266,6 +266,21 @@ impl Schema {
         let next_column = ColumnId(last.saturating_add(1));
         let (absent, options) = (BTreeMap::new(), Box::default());
         Ok(Schema { version, columns, primary_key, time_index, next_column, absent, options })
+    }
+
+    /// The columns of a view: the engine's own ones may be among them, whose names begin with two underscores, and key columns
+    /// stay nullable.
+    ///
+    /// # Panics
+    /// If a name is there twice, or a key column is not there: views are made by `sql`.
+    pub fn of_view(columns: Vec<Column>, key: &[String]) -> Schema {
+        let position = |name: &String| columns.iter().position(|column| column.name == *name).expect("a key column");
+        let primary_key: Vec<usize> = key.iter().map(position).collect();
+        let names: BTreeSet<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        assert!(names.len() == columns.len() && !key.is_empty(), "{names:?}, key {key:?}");
+        let next_column = ColumnId(columns.iter().map(|column| column.id.0).max().unwrap_or(0) + 1);
+        let (absent, options) = (BTreeMap::new(), Box::default());
+        Schema { version: 1, columns, primary_key, time_index: None, next_column, absent, options }
     }
 
     /// The same with these options.
@@ -388,8 +403,9 @@ impl Schema {
     ///
     /// Fields outside the key are nullable here whatever the table says: a tombstone carries NULL in them.
     pub fn to_arrow(&self) -> SchemaRef {
-        let field =
-            |(at, column): (usize, &Column)| Field::new(&column.name, column.column_type.to_arrow(), !self.is_key(at));
+        let field = |(at, column): (usize, &Column)| {
+            Field::new(&column.name, column.column_type.to_arrow(), column.nullable || !self.is_key(at))
+        };
         Arc::new(ArrowSchema::new(self.columns.iter().enumerate().map(field).collect::<Vec<_>>()))
     }
 }

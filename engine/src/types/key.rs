@@ -11,6 +11,7 @@
 //!
 //! The encoding is stored (in positions, cursors and file statistics) and must not change.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,6 +44,18 @@ pub struct Position {
     pub key: Key,
     /// The version; 0: all versions of the key.
     pub sequence: Sequence,
+}
+
+impl Ord for Position {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key.cmp(&other.key).then(other.sequence.cmp(&self.sequence))
+    }
+}
+
+impl PartialOrd for Position {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Bytes that are no key of the expected columns.

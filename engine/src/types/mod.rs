@@ -5,6 +5,7 @@
 mod alter;
 mod batch;
 mod column;
+mod fill;
 mod id;
 mod key;
 mod options;
@@ -14,6 +15,7 @@ mod value;
 pub use alter::{AlterError, Alteration, Place, widens};
 pub use batch::{ColumnarError, decode_batch, encode_batch};
 pub use column::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TimeUnit};
+pub use fill::{FillPosition, LegId, Source};
 pub use id::{
     Incarnation, LogId, NodeId, Op, ProcedureId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId,
     Timestamp, Vote,

@@ -47,12 +47,17 @@ const UNITS: &[Unit] = &[
     unit("server::router", &["types", "error", "server::message", "server::rpc"]),
     // A group drives a machine, and knows nothing of regions.
     unit("raft", &["types", "error", "event", "options", "disk", "log", "server::message", "server::router"]),
+    // What a statement means. It gives what meta is asked for.
+    unit("sql", &["types", "error", "meta::catalog", "testscripts"]),
+    // What a view does with changes: no node, no disk, no log.
+    unit("view", &["types", "error", "sql", "meta::catalog", "testscripts"]),
     // A region is such a machine.
-    unit("region", &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog", "testscripts"]),
+    unit(
+        "region",
+        &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog", "view", "testscripts"],
+    ),
     // The catalog's machine, and its procedures. It reaches its group and the nodes by traits of its own.
     unit("meta", &["types", "error", "event", "options", "region::request", "server::message", "testscripts"]),
-    // What a statement means. It gives what meta is asked for.
-    unit("sql", &["types", "error", "meta::catalog"]),
     // Sends to regions and meta what they understand; it does not know what is behind the messages.
     unit(
         "frontend",
@@ -88,6 +93,7 @@ const UNITS: &[Unit] = &[
             "meta::request",
             "region::request",
             "raft",
+            "view",
             "region",
             "meta",
             "frontend",
@@ -100,7 +106,7 @@ const LIBRARIES: &[(&str, &[&str], &str)] = &[
     ("openraft", &["raft"], "its API is an alpha's: one module knows it"),
     ("openraft_rt", &["raft"], "its API is an alpha's: one module knows it"),
     ("rand", &["raft"], "only elections draw"),
-    ("datafusion", &["sql", "frontend"], "regions answer scans, whoever plans them"),
+    ("datafusion", &["sql", "view", "frontend"], "regions answer scans, whoever plans them"),
     ("parquet", &["storage", "frontend"], "how our files look is nobody else's business; clients send theirs"),
     (
         "tokio",

@@ -4,11 +4,13 @@
 //! back into the cluster. It counts how often it judged something: one that was due and never did makes a run vacuous.
 
 mod clients;
+mod fills;
 pub mod images;
 pub mod model;
 mod raft;
 mod replicas;
 mod scans;
+mod views;
 
 use std::time::Duration;
 
@@ -16,14 +18,17 @@ use engine::event::Event;
 use engine::types::NodeId;
 
 pub use clients::ClientOracle;
+pub use fills::FillOracle;
 pub use images::DiskImageOracle;
 pub use raft::RaftOracle;
 pub use replicas::ReplicaOracle;
 pub use scans::{ScanOracle, Scanned};
+pub use views::ViewOracle;
 
-/// Every oracle, as reports, exemptions and planted bugs name it. Each is due in every run: one that judged nothing makes
-/// the run vacuous.
-pub const NAMES: &[&str] = &[clients::NAME, images::NAME, LIVENESS, raft::NAME, replicas::NAME, scans::NAME];
+/// Every oracle, as reports, exemptions and planted bugs name it. Each is due in every run, those of views in every run that
+/// has one: one that is due and judged nothing makes the run vacuous.
+pub const NAMES: &[&str] =
+    &[clients::NAME, images::NAME, fills::NAME, LIVENESS, raft::NAME, replicas::NAME, scans::NAME, views::NAME];
 
 /// The oracle that the run itself is: it ends within its budget, and its replicas come together when the faults are over.
 pub const LIVENESS: &str = "liveness";

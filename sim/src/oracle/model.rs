@@ -10,9 +10,10 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use engine::event::Event;
 use engine::meta::catalog::TableDef;
-use engine::region::command::{Command, decode_outcome};
+use engine::region::command::{Command, LegAnswer, decode_answer, decode_outcome};
 use engine::types::{
-    ColumnId, ColumnType, Key, MergeMode, Op, RegionId, Schema, Sequence, Value, decode_batch, encode_keys,
+    ColumnId, ColumnType, Key, LegId, MergeMode, Op, RegionId, Schema, Sequence, TableId, Value, decode_batch,
+    encode_keys,
 };
 
 /// The cells of a row by their columns, which keep their ids when the table is altered.
@@ -53,6 +54,8 @@ pub struct Model {
 pub struct RegionModel {
     /// The highest entry taken into account.
     last: Option<u64>,
+    /// Of a view: the last entry whose rows are in it.
+    written: Option<u64>,
     /// Writes whose table is not known yet, in log order.
     waiting: Vec<(u64, Bytes, Bytes, Sequence)>,
     /// Its schemas, the newest last.
@@ -66,7 +69,16 @@ pub struct RegionModel {
     /// What is newer is a row of its own, in a table that appends.
     appends_after: Sequence,
     /// What must stay readable, and the entry that says so.
-    pins: BTreeMap<String, (Sequence, u64)>,
+    pins: BTreeMap<Pinned, (Sequence, u64)>,
+}
+
+/// For whom a sequence must stay readable.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Pinned {
+    /// A statement, by the name that it gave.
+    Name(String),
+    /// A leg of a view.
+    Leg(LegId),
 }
 
 impl Model {
@@ -86,8 +98,16 @@ impl Model {
         self.tables.values()
     }
 
+    /// The table of that id.
+    pub fn table(&self, id: TableId) -> Option<&TableDef> {
+        self.tables.get(&id.0)
+    }
+
     /// Takes an applied entry into account, once however many replicas apply it.
     pub fn on_event(&mut self, event: &Event) {
+        if let Event::ViewWritten { region, log_id, rows, ops, sequence, .. } = event {
+            return self.on_view_written(*region, log_id.index, rows, ops, *sequence);
+        }
         let Event::Applied { region: id, log_id, command, outcome, sequence, .. } = event else { return };
         if *id == RegionId::META || command.is_empty() {
             return;
@@ -101,6 +121,21 @@ impl Model {
         if let Some(first) = self.first.get(&id.table().0) {
             region.fold(first);
         }
+    }
+
+    /// Takes what a region of a view wrote as it says, once however many replicas do: what a batch comes to is judged by the
+    /// oracle of views.
+    fn on_view_written(&mut self, id: RegionId, index: u64, rows: &Bytes, ops: &Bytes, last: Sequence) {
+        let Some(first) = self.first.get(&id.table().0) else { return };
+        let region = self.regions.entry(id).or_default();
+        if region.written.is_some_and(|written| written >= index) {
+            return;
+        }
+        region.written = Some(index);
+        region.fold(first);
+        let rows = decode_batch(rows, &first.to_arrow()).expect("a view writes rows of its own");
+        let before = last.0 - rows.num_rows() as u64;
+        region.write(first, &rows, ops, Sequence(before));
     }
 
     /// The content of a region; none if nothing was written to it.
@@ -132,6 +167,31 @@ impl RegionModel {
         self.versions.iter().flat_map(move |(key, versions)| {
             self.rows_of(versions, upto).into_iter().map(move |(sequence, row)| (key, sequence, row))
         })
+    }
+
+    /// Hands out the rows that a read finds which reads each key at what `upto` says of it; none: it does not read that key.
+    pub fn read(&self, upto: impl Fn(&Key) -> Option<Sequence>, mut each: impl FnMut(&Row)) {
+        for (key, versions) in &self.versions {
+            let Some(upto) = upto(key) else { continue };
+            match self.mode() {
+                MergeMode::LastRow => {
+                    versions
+                        .range(..=upto)
+                        .next_back()
+                        .and_then(|(_, row)| row.as_ref())
+                        .into_iter()
+                        .for_each(&mut each);
+                }
+                MergeMode::LastNonNull | MergeMode::Append => {
+                    self.rows_of(versions, upto).iter().for_each(|(_, row)| each(row));
+                }
+            }
+        }
+    }
+
+    /// How many keys there are, or were.
+    pub fn keys(&self) -> usize {
+        self.versions.len()
     }
 
     /// What the versions of one row come to.
@@ -259,44 +319,80 @@ impl RegionModel {
         }
         for (index, command, outcome, sequence) in std::mem::take(&mut self.waiting) {
             let before = std::mem::replace(&mut self.sequence, sequence);
+            let command = match Command::decode(&command) {
+                Ok(Command::Leg { leg, .. }) => {
+                    self.pin_for(leg, &outcome, index);
+                    continue;
+                }
+                Ok(Command::Detach { view }) => {
+                    self.pins.retain(|pinned, _| !matches!(pinned, Pinned::Leg(leg) if leg.view == view));
+                    continue;
+                }
+                // What they come to is said by another event.
+                Ok(
+                    Command::Attach { .. }
+                    | Command::Control { .. }
+                    | Command::Begin
+                    | Command::Ready
+                    | Command::Fail { .. }
+                    | Command::Greet { .. }
+                    | Command::Absorb(_),
+                )
+                | Err(_) => continue,
+                Ok(command) => command,
+            };
             if decode_outcome(&outcome).is_err() {
                 continue;
             }
-            let write = match Command::decode(&command) {
+            let write = match command {
                 // Answered from memory: nothing got a sequence.
-                Ok(Command::Write { .. } | Command::Truncate { .. } | Command::Expire { .. }) if sequence == before => {
+                Command::Write { .. } | Command::Truncate { .. } | Command::Expire { .. } if sequence == before => {
                     continue;
                 }
-                Ok(Command::Write { write, .. }) => write,
-                Ok(Command::Truncate { .. }) => {
+                Command::Write { write, .. } => write,
+                Command::Truncate { .. } => {
                     self.versions.values_mut().for_each(|versions| drop(versions.insert(sequence, None)));
                     continue;
                 }
-                Ok(Command::Expire { before, .. }) => {
+                Command::Expire { before, .. } => {
                     self.expire(before, sequence);
                     continue;
                 }
-                Ok(Command::Pin { name, .. }) => {
-                    self.pins.entry(name).or_insert((sequence, index));
+                Command::Pin { name, .. } => {
+                    self.pins.entry(Pinned::Name(name)).or_insert((sequence, index));
                     continue;
                 }
-                Ok(Command::Unpin { name }) => {
-                    self.pins.remove(&name);
+                Command::Unpin { name } => {
+                    self.pins.remove(&Pinned::Name(name));
                     continue;
                 }
-                Ok(Command::Alter { schema, .. }) => {
+                Command::Alter { schema, .. } => {
                     self.alter(*schema);
                     continue;
                 }
-                Err(_) => continue,
+                _ => continue,
             };
-            let schema = self.schemas.last().expect("the first one is there");
+            let schema = self.schemas.last().expect("the first one is there").clone();
             let rows = decode_batch(&write.rows, &schema.to_arrow()).expect("an applied write has rows of its table");
-            for (number, key) in encode_keys(&rows, &schema.key()).into_iter().enumerate() {
-                let op = write.ops.get(number).map_or(Op::Put, |op| Op::from_byte(*op).expect("an applied op exists"));
-                let row = (op == Op::Put).then(|| row_at(schema, &rows, number));
-                self.versions.entry(key).or_default().insert(Sequence(before.0 + 1 + number as u64), row);
-            }
+            self.write(&schema, &rows, &write.ops, before);
+        }
+    }
+
+    /// What a leg has not got yet must stay readable, and what that is the difference to.
+    fn pin_for(&mut self, leg: LegId, outcome: &Bytes, index: u64) {
+        let Ok(LegAnswer::Leg(now)) = decode_answer(outcome) else { return };
+        let Some(pinned) = now.done.or(now.upto) else { return };
+        if self.pins.get(&Pinned::Leg(leg)).is_none_or(|(sequence, _)| *sequence != pinned) {
+            self.pins.insert(Pinned::Leg(leg), (pinned, index));
+        }
+    }
+
+    /// Rows of `schema` get the sequences behind `before`.
+    fn write(&mut self, schema: &Schema, rows: &RecordBatch, ops: &Bytes, before: Sequence) {
+        for (number, key) in encode_keys(rows, &schema.key()).into_iter().enumerate() {
+            let op = ops.get(number).map_or(Op::Put, |op| Op::from_byte(*op).expect("an applied op exists"));
+            let row = (op == Op::Put).then(|| row_at(schema, rows, number));
+            self.versions.entry(key).or_default().insert(Sequence(before.0 + 1 + number as u64), row);
         }
     }
 }

@@ -200,6 +200,7 @@ mod tests {
             schema: first,
             partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
             regions: Vec::new(),
+            view: None,
         });
         let log_id = LogId { term: 1, index: 7 };
         model.on_event(&Event::Applied {

@@ -13,8 +13,9 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::frontend::{Output, Session};
-use engine::meta::catalog::TableDef;
+use engine::meta::catalog::{TableDef, columns};
 use engine::meta::request::{MetaAnswer, MetaRequest};
+use engine::meta::view::ViewState;
 use engine::server::message::{Request, Response};
 use engine::types::{Key, NodeId, RegionId, Sequence, encode_keys};
 use engine::{Error, Result};
@@ -88,7 +89,20 @@ impl Clients {
             Err(err) => Ok(err.code().to_string()),
         };
         self.answered_with(client, &told.unwrap_or_else(|err| err.to_string()));
+        if let Ok(Output::Rows { .. }) = &output {
+            self.selected(sql);
+        }
         output
+    }
+
+    /// A client got rows.
+    fn selected(&self, sql: &str) {
+        let judged = {
+            let mut state = self.hub.state();
+            let state = &mut *state;
+            state.views.judge_select(&state.model, sql)
+        };
+        self.fail_on(judged);
     }
 
     /// Tells the hub which tables there are now.
@@ -150,7 +164,10 @@ impl Clients {
         let Response::Sql(answer) = answer? else { return Err(Error::Stopped) };
         self.shared().at_nodes.insert(place, answer.session);
         match answer.rows {
-            Some(rows) => count_rows(&rows).map(Some),
+            Some(rows) => {
+                self.selected(sql);
+                count_rows(&rows).map(Some)
+            }
             None => Ok(answer.affected),
         }
     }
@@ -218,9 +235,10 @@ impl Clients {
         // Of several tables of one name only the newest can be there.
         let tables: BTreeMap<String, TableDef> = {
             let state = self.hub.state();
-            state.model.tables().map(|table| (table.name.clone(), table.clone())).collect()
+            let tables = state.model.tables().filter(|table| table.view.is_none());
+            tables.map(|table| (table.name.clone(), table.clone())).collect()
         };
-        for table in tables.into_values() {
+        for table in tables.into_values().filter(|table| table.view.is_none()) {
             let columns: Vec<String> =
                 table.schema.columns().iter().map(|column| format!("\"{}\"", column.name)).collect();
             let sql = format!("SELECT {} FROM {}", columns.join(", "), table.name);
@@ -252,6 +270,35 @@ impl Clients {
                 state.clients.end(&state.model, &expected, &found)
             };
             self.fail_on(judged);
+        }
+        self.compare_views().await
+    }
+
+    /// Reads each view that may be read whole, and holds it against the model.
+    async fn compare_views(&self) -> Result<()> {
+        let views = self.hub.state().views();
+        for (table, _) in views.into_iter().filter(|(_, view)| view.state == ViewState::Ready) {
+            let shown = table.schema.columns().iter().filter(|column| !columns::is_hidden(&column.name));
+            let shown: Vec<String> = shown.map(|column| format!("\"{}\"", column.name)).collect();
+            let sql = format!("SELECT {} FROM {}", shown.join(", "), table.name);
+            loop {
+                let before = self.hub.state().model.sequences(&table);
+                let found = match self.execute("oracle", &sql, Duration::from_secs(60)).await? {
+                    Output::Rows { batches, .. } => batches,
+                    _ => return Err(Error::Stopped),
+                };
+                // Rows of its feeders may expire still.
+                if before != self.hub.state().model.sequences(&table) {
+                    continue;
+                }
+                let judged = {
+                    let mut state = self.hub.state();
+                    let state = &mut *state;
+                    state.views.judge_read(&state.model, &table, &found)
+                };
+                self.fail_on(judged);
+                break;
+            }
         }
         Ok(())
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use engine::event::{Event, Listen};
 use engine::meta::catalog::TableDef;
+use engine::meta::view::{View, ViewState};
 use engine::meta::{Command, MetaState, Outcome, Step};
+use engine::region::request::LegStatus;
 use engine::types::{NodeId, RegionId, ReplicaId};
 use tokio::sync::{mpsc, watch};
 
@@ -18,7 +20,8 @@ use super::report::{Decided, Exempted, Failure, StoryLine};
 use super::story::Story;
 use crate::oracle::model::Model;
 use crate::oracle::{
-    ClientOracle, DiskImageOracle, LIVENESS, Oracle, RaftOracle, ReplicaOracle, ScanOracle, Violation,
+    ClientOracle, DiskImageOracle, FillOracle, LIVENESS, Oracle, RaftOracle, ReplicaOracle, ScanOracle, ViewOracle,
+    Violation,
 };
 use crate::plan::Plan;
 use crate::scenario::condition::Condition;
@@ -82,6 +85,10 @@ pub struct State {
     pub images: DiskImageOracle,
     /// Judges what replicas return.
     pub scans: ScanOracle,
+    /// Judges how views are filled.
+    pub fills: FillOracle,
+    /// Judges what stands in views.
+    pub views: ViewOracle,
     /// What the claims of the scenario need.
     pub tally: Tally,
     /// What reviewers read.
@@ -128,11 +135,14 @@ impl Hub {
         let (strikes, struck) = mpsc::unbounded_channel();
         let (swaps, swapped) = mpsc::unbounded_channel();
         let rules = plan.rules.iter().map(|rule| Armed { rule: rule.clone(), met: BTreeMap::new(), struck: 0 });
+        let may_fail = plan.expect.happened.iter().any(|claim| claim.is_about(&["ViewFailed", "LegFailed"]));
         let state = State {
             model: Model::default(),
             clients: ClientOracle::default(),
             images: DiskImageOracle::default(),
             scans: ScanOracle::default(),
+            fills: FillOracle::default(),
+            views: ViewOracle::new(may_fail),
             tally: Tally::new(&plan.expect.happened),
             story: Story::default(),
             raft: RaftOracle::default(),
@@ -270,8 +280,13 @@ impl Listen for Hub {
 impl State {
     fn hear(&mut self, at: Duration, node: NodeId, event: &Event) -> Vec<Strike> {
         let waits = |region: RegionId| self.pending.get(&region).is_some_and(|rows| *rows > 0);
-        let scene =
-            Scene { unanswered: event.region().is_some_and(waits), procedure: self.meta.procedures().next().is_some() };
+        let region = event.region();
+        let scene = Scene {
+            unanswered: region.is_some_and(waits),
+            procedure: self.meta.procedures().next().is_some(),
+            is_read: region.is_some_and(|region| self.fills.is_read(region)),
+            is_filled: region.is_some_and(|region| self.fills.is_filled(region)),
+        };
         self.marks.hear(node, event, scene);
         match event {
             Event::BecameLeader { region, replica, term } => {
@@ -302,6 +317,7 @@ impl State {
         let violations: Vec<Violation> =
             self.listening().into_iter().filter_map(|oracle| oracle.on_event(at, node, event).err()).collect();
         violations.into_iter().for_each(|violation| self.fail(at, violation));
+        self.judge_views(at, event);
         let tables = std::mem::take(&mut self.tables);
         let table = |id: u32| tables.get(&id).cloned();
         self.tally.event(node, event, &table);
@@ -316,6 +332,18 @@ impl State {
             strike.seen = self.hit(strike.it);
         }
         strikes
+    }
+
+    /// Of the fill first: what a region of a view must have follows from how far it is.
+    fn judge_views(&mut self, at: Duration, event: &Event) {
+        let filled = self.fills.on_event(&self.model, event);
+        for (region, at_position) in self.fills.take_resumed() {
+            self.story.resumed(region, at_position);
+        }
+        let judged = filled.and_then(|()| self.views.on_event(&self.model, &self.fills, event));
+        if let Err(violation) = judged {
+            self.fail(at, violation);
+        }
     }
 
     fn step(&mut self, node: NodeId, seen: &Seen) -> Vec<Strike> {
@@ -495,6 +523,58 @@ impl State {
         self.meta.table(table).is_some()
     }
 
+    /// The views that there are, and how far they are.
+    pub fn views(&self) -> Vec<(TableDef, View)> {
+        self.meta.views().map(|(table, view)| (table.clone(), view.clone())).collect()
+    }
+
+    /// Why the relation of that name cannot be used; none: it can.
+    pub fn unready(&self, name: &str) -> Option<String> {
+        if !self.is_published(name) {
+            return Some(format!("there is no {name}"));
+        }
+        let (_, view) = self.meta.views().find(|(table, _)| table.name == name)?;
+        match &view.state {
+            ViewState::Ready => None,
+            ViewState::Filling => Some(format!("view {name} is being filled")),
+            ViewState::Failed(reason) => Some(format!("view {name} has failed: {reason}")),
+        }
+    }
+
+    /// Why a view that is neither paused nor failed is not up to its feeders; none: all are.
+    pub fn behind(&self) -> Option<String> {
+        let due = self.meta.views().filter(|(_, view)| !view.is_paused && !matches!(view.state, ViewState::Failed(_)));
+        due.into_iter().find_map(|(table, view)| {
+            let why = match view.state {
+                ViewState::Ready => self.fills.lag(&self.model, table),
+                _ => Some(self.fills.lag(&self.model, table).unwrap_or_else(|| "the catalog says so".to_string())),
+            };
+            let state = view.state.name();
+            why.map(|why| format!("view {} is {state} and not up to its feeders: {why}", table.name))
+        })
+    }
+
+    /// At calm: holds each view that is READY against its query over all that is in its feeders, if it has all that.
+    pub fn judge_whole_views(&mut self) -> Result<(), Violation> {
+        for (table, view) in self.views() {
+            if view.state == ViewState::Ready && self.fills.lag(&self.model, &table).is_none() {
+                self.views.judge_whole(&self.model, &table)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// At calm: `region` has the legs that the catalog says, as its log and its leader know them.
+    pub fn judge_residue(&mut self, region: RegionId, leader: &[LegStatus]) -> Result<(), Violation> {
+        let views = self.meta.views().filter(|(_, view)| !matches!(view.state, ViewState::Failed(_)));
+        self.fills.judge_residue(&self.model, views.map(|(table, _)| table), region, leader)
+    }
+
+    /// Whether the oracle of that name has something to judge in this run.
+    pub fn is_due(&self, oracle: &str) -> bool {
+        ![FillOracle::NAME, ViewOracle::NAME].contains(&oracle) || self.views.is_due()
+    }
+
     /// Name of the table of a region.
     pub fn table_name(&self, id: u32) -> Option<String> {
         self.tables.get(&id).cloned()
@@ -555,6 +635,8 @@ impl State {
             (ClientOracle::NAME, self.clients.evaluations()),
             (DiskImageOracle::NAME, self.images.evaluations()),
             (ScanOracle::NAME, self.scans.evaluations()),
+            (FillOracle::NAME, self.fills.evaluations()),
+            (ViewOracle::NAME, self.views.evaluations()),
             (LIVENESS, self.convergence_asked),
         ];
         listening.chain(others).map(|(name, count)| (name.to_string(), count)).collect()

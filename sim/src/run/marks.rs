@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use engine::event::Event;
+use engine::region::command::{Command, decode_answer};
+use engine::region::request::Taken;
 use engine::types::{NodeId, RegionId, ReplicaId};
 
 macro_rules! marks {
@@ -70,6 +73,22 @@ marks! {
     Reopened = "a replica was opened anew after a failed write",
     /// Every one.
     AllDown = "all nodes were down at the same time",
+    /// Nothing of the view's was complete.
+    ResumedFirstRound = "a fill was resumed in its first round",
+    /// Differences to the round before are sent.
+    ResumedLaterRound = "a fill was resumed in a later round",
+    /// What is written is sent as it comes.
+    ResumedLive = "a live view was resumed",
+    /// It begins elsewhere than the region is, or its leader is not heard any more.
+    BatchRefused = "a batch for a view was refused",
+    /// Its first answer was lost.
+    BatchSentAgain = "a batch for a view came again and was ignored",
+    /// Of a region that a leg reads which is not live.
+    SnapshotAtFeeder = "a snapshot was installed at a feeder in the middle of a fill",
+    /// Of a region of a view that is not READY.
+    SnapshotAtView = "a snapshot was installed at a view in the middle of its fill",
+    /// Of the region that sent it, or of the one that it was for.
+    ElectionUnderBatch = "an election was won while a batch was in flight",
 }
 
 /// Counts marks.
@@ -84,6 +103,10 @@ pub struct Marks {
     asked: BTreeMap<RegionId, ReplicaId>,
     /// Regions whose leader was lost with writes unanswered, until another one leads.
     orphaned: BTreeSet<RegionId>,
+    /// Replicas that did not take the batch of the entry that they apply.
+    refusing: BTreeSet<ReplicaId>,
+    /// Batches that were sent and not acknowledged: the feeder's region, the view, its region.
+    in_flight: BTreeSet<(RegionId, String, RegionId)>,
 }
 
 /// What the event does not say by itself.
@@ -93,6 +116,10 @@ pub struct Scene {
     pub unanswered: bool,
     /// Meta has an open procedure.
     pub procedure: bool,
+    /// A leg that is not live reads the event's region.
+    pub is_read: bool,
+    /// The event's region is of a view that is not READY.
+    pub is_filled: bool,
 }
 
 impl Marks {
@@ -106,6 +133,8 @@ impl Marks {
             Event::SnapshotInstalled { .. } => {
                 self.reached(Mark::SnapshotInstalled, true);
                 self.reached(Mark::SnapshotUnderWrites, scene.unanswered);
+                self.reached(Mark::SnapshotAtFeeder, scene.is_read);
+                self.reached(Mark::SnapshotAtView, scene.is_filled);
             }
             Event::WriteRepeated { .. } => self.reached(Mark::WriteRepeated, true),
             Event::WriteConflict { .. } => self.reached(Mark::WriteConflict, true),
@@ -132,6 +161,21 @@ impl Marks {
             }
             Event::Purged { .. } => self.reached(Mark::LogPurged, true),
             Event::ReplicaReopening { .. } => self.reached(Mark::Reopened, true),
+            Event::FillResumed { round, is_live, .. } => {
+                self.reached(Mark::ResumedLive, *is_live);
+                self.reached(Mark::ResumedFirstRound, !is_live && *round == 1);
+                self.reached(Mark::ResumedLaterRound, !is_live && *round > 1);
+            }
+            Event::BatchSent { region, view, destination, .. } => {
+                self.in_flight.insert((*region, view.clone(), *destination));
+            }
+            Event::BatchAcknowledged { region, view, destination, .. } => {
+                self.in_flight.remove(&(*region, view.clone(), *destination));
+            }
+            Event::BatchRefused { replica, .. } => drop(self.refusing.insert(*replica)),
+            Event::Applied { replica, command, outcome, .. } if self.refusing.remove(replica) => {
+                self.refused(command, outcome);
+            }
             _ => {}
         }
     }
@@ -158,7 +202,21 @@ impl Marks {
         Mark::ALL.iter().map(|(mark, name)| ((*name).to_string(), count(mark))).collect()
     }
 
+    /// A batch that was not taken; what has it already says so.
+    fn refused(&mut self, command: &Bytes, outcome: &Bytes) {
+        let (Ok(Command::Absorb(batch)), Ok(answer)) = (Command::decode(command), decode_answer(outcome)) else {
+            return;
+        };
+        let came_again = matches!(answer, Taken::At(position) if batch.to <= position);
+        self.reached(if came_again { Mark::BatchSentAgain } else { Mark::BatchRefused }, true);
+    }
+
     fn elected(&mut self, region: RegionId, replica: ReplicaId, scene: Scene) {
+        let concerns = |(feeder, _, place): &(RegionId, String, RegionId)| *feeder == region || *place == region;
+        let in_flight = self.in_flight.iter().any(concerns);
+        self.reached(Mark::ElectionUnderBatch, in_flight);
+        // The leader that sent them does not wait for them any more.
+        self.in_flight.retain(|(feeder, ..)| *feeder != region);
         let orphaned = self.orphaned.remove(&region);
         let handed_over = self.asked.remove(&region) == Some(replica);
         self.reached(Mark::ElectionUnderWrites, scene.unanswered || orphaned);
@@ -176,7 +234,9 @@ impl Marks {
 
 #[cfg(test)]
 mod tests {
-    use engine::types::{Incarnation, LogId, Sequence, TableId};
+    use engine::region::command::encode_answer;
+    use engine::region::request::Absorb;
+    use engine::types::{FillPosition, Incarnation, LogId, Sequence, Source, TableId};
 
     use super::*;
 
@@ -188,10 +248,12 @@ mod tests {
         Event(Event),
         UnderWrites(Event),
         InProcedure(Event),
+        WhileRead(Event),
+        WhileFilled(Event),
         Lost { power: bool, led: bool },
     }
 
-    use Step::{InProcedure, Lost, UnderWrites};
+    use Step::{InProcedure, Lost, UnderWrites, WhileFilled, WhileRead};
 
     fn script(mark: Mark) -> Vec<Step> {
         let region = RegionId::new(TableId(1), 0);
@@ -208,6 +270,26 @@ mod tests {
         let compaction = || Step::Event(Event::CompactionStarted { region, replica, inputs: 2, rows: 3 });
         let compacted = Event::CompactionFinished { region, replica, inputs: 2, outputs: 1, rows: 2, dropped: 1 };
         let one = |event| vec![Step::Event(event)];
+        let place = RegionId::new(TableId(2), 0);
+        let resumed = |round, is_live| Event::FillResumed { region, replica, view: "v".into(), leg: 0, round, is_live };
+        let refused = |answer: Taken| {
+            let source = Source { leg: 0, feeder: region };
+            let (from, to) = (FillPosition::default(), FillPosition::at(Sequence(3)));
+            let (rows, ops) = (Bytes::new(), Bytes::new());
+            let batch = Command::Absorb(Absorb { source, epoch: 1, from, to, rows, ops, changes: 0, read: 0 });
+            let applied = Event::Applied {
+                region: place,
+                replica,
+                incarnation: Incarnation(1),
+                log_id: last,
+                command: batch.encode(),
+                outcome: encode_answer(&answer),
+                sequence: Sequence(0),
+                digest: 0,
+            };
+            let event = Event::BatchRefused { region: place, replica, feeder: region, answer: String::new() };
+            vec![Step::Event(event), Step::Event(applied)]
+        };
         match mark {
             Mark::ElectionUnderWrites => vec![Lost { power: true, led: true }, Step::Event(elected(region))],
             Mark::LeaderLostUnderWrites => vec![Lost { power: false, led: true }],
@@ -233,6 +315,17 @@ mod tests {
             Mark::LogPurged => one(Event::Purged { replica, upto: last }),
             Mark::Reopened => one(Event::ReplicaReopening { region, replica, reason: "io".into() }),
             Mark::AllDown => vec![started(), Lost { power: true, led: false }],
+            Mark::ResumedFirstRound => one(resumed(1, false)),
+            Mark::ResumedLaterRound => one(resumed(2, false)),
+            Mark::ResumedLive => one(resumed(2, true)),
+            Mark::BatchRefused => refused(Taken::Deposed { epoch: 9 }),
+            Mark::BatchSentAgain => refused(Taken::At(FillPosition::at(Sequence(9)))),
+            Mark::SnapshotAtFeeder => vec![WhileRead(installed)],
+            Mark::SnapshotAtView => vec![WhileFilled(installed)],
+            Mark::ElectionUnderBatch => {
+                let sent = Event::BatchSent { region, replica, view: "v".into(), destination: place, rows: 1 };
+                vec![Step::Event(sent), Step::Event(elected(place))]
+            }
         }
     }
 
@@ -241,6 +334,8 @@ mod tests {
         match step {
             Step::Event(event) => marks.hear(N1, event, Scene::default()),
             UnderWrites(event) => marks.hear(N1, event, Scene { unanswered: true, ..Scene::default() }),
+            WhileRead(event) => marks.hear(N1, event, Scene { is_read: true, ..Scene::default() }),
+            WhileFilled(event) => marks.hear(N1, event, Scene { is_filled: true, ..Scene::default() }),
             InProcedure(event) => marks.hear(N1, event, Scene { procedure: true, ..Scene::default() }),
             Lost { power, led } => marks.lost(N1, *power, if *led { std::slice::from_ref(&region) } else { &[] }),
         }

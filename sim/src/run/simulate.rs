@@ -201,6 +201,7 @@ impl Run {
                 None => watch::stray(cluster, &self.hub).await,
                 apart => apart,
             };
+            let apart = apart.or_else(|| self.hub.state().behind());
             let Some(why) = apart else { break };
             if now() > deadline {
                 let what = format!("not converged {} s after the faults were lifted: {why}", bound.as_secs());
@@ -221,6 +222,7 @@ impl Run {
                 watch::compare(cluster, &self.hub, node, *region).await;
             }
         }
+        watch::look_at_views(cluster, &self.hub, &everything()).await;
         for node in cluster.ids() {
             watch::look_at_disk(cluster, &self.hub, node).await;
         }
@@ -288,7 +290,7 @@ impl Run {
             vacuous.extend(striker.idle(&plan.faults, &met));
         }
         let idle = report.oracles.iter().filter(|(_, count)| **count == 0);
-        let idle = idle.filter(|(oracle, _)| !report.exempted.contains_key(*oracle));
+        let idle = idle.filter(|(oracle, _)| state.is_due(oracle) && !report.exempted.contains_key(*oracle));
         vacuous.extend(idle.map(|(oracle, _)| format!("the oracle {oracle} judged nothing")));
         let reads = !plan.expect.result.is_empty() || !plan.expect.holds.is_empty();
         if reads && !is_whole {

@@ -153,7 +153,7 @@ impl Steps {
         match until {
             Until::Ready(name) => {
                 self.clients.learn().await.map_err(|err| err.to_string())?;
-                self.clients.table(name).map(drop).ok_or_else(|| format!("there is no {name}"))
+                self.hub.state().unready(name).map_or(Ok(()), Err)
             }
             Until::Leader(regions) => {
                 let regions = self.hub.state().regions(regions);
@@ -248,8 +248,9 @@ async fn run_statement(
             return Err(failed(&err, format!("{err}{wanted}")));
         }
     }
-    let changes_catalog =
-        ["create", "drop", "alter"].iter().any(|verb| statement.sql.trim_start().to_lowercase().starts_with(verb));
+    let changes_catalog = ["create", "drop", "alter", "refill"]
+        .iter()
+        .any(|verb| statement.sql.trim_start().to_lowercase().starts_with(verb));
     if changes_catalog {
         clients.learn().await.map_err(|err| failed(&err, format!("after the statement: {err}")))?;
     }

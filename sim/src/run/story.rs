@@ -17,6 +17,8 @@ pub struct Story {
     faults: BTreeMap<String, FaultStory>,
     regions: BTreeMap<RegionId, Milestones>,
     tables: BTreeMap<u32, String>,
+    /// By the name that they had when something happened to them.
+    views: BTreeMap<String, ViewStory>,
     /// Replicas that were opened once.
     known: BTreeSet<ReplicaId>,
     /// The entry that a replica must apply next, since it was opened or got another's state.
@@ -45,6 +47,16 @@ struct Milestones {
     opened: u64,
 }
 
+/// What became of the views of one name.
+#[derive(Clone, Debug, Default)]
+struct ViewStory {
+    is_read: bool,
+    is_ready: bool,
+    has_failed: bool,
+    /// Another leader went on, and whether it always did where the view was.
+    resumed: Option<bool>,
+}
+
 impl Story {
     /// The step of that line came to `what`.
     pub fn step(&mut self, line: u32, what: String) {
@@ -58,6 +70,13 @@ impl Story {
         story.hit.extend(hit);
     }
 
+    /// Another leader went on to fill a region of a view; `at_position`: where that was.
+    pub fn resumed(&mut self, region: RegionId, at_position: bool) {
+        let Some(name) = self.tables.get(&region.table().0) else { return };
+        let view = self.views.entry(name.clone()).or_default();
+        view.resumed = Some(view.resumed.unwrap_or(true) && at_position);
+    }
+
     /// From now on writes are resent because answers are lost, not by accident.
     pub fn answers_are_lost(&mut self) {
         self.answers_are_lost = true;
@@ -68,6 +87,12 @@ impl Story {
         let Some(region) = event.region().filter(|region| *region != RegionId::META) else { return };
         if let Some(name) = table(region.table().0) {
             self.tables.insert(region.table().0, name);
+        }
+        match (event, self.tables.get(&region.table().0)) {
+            (Event::RoundStarted { view, .. }, _) => self.views.entry(view.clone()).or_default().is_read = true,
+            (Event::ViewReady { .. }, Some(name)) => self.views.entry(name.clone()).or_default().is_ready = true,
+            (Event::ViewFailed { .. }, Some(name)) => self.views.entry(name.clone()).or_default().has_failed = true,
+            _ => {}
         }
         let milestones = self.regions.entry(region).or_default();
         match event {
@@ -113,10 +138,33 @@ impl Story {
             let always = if self.resumed_elsewhere == 0 { "yes" } else { "no" };
             lines.push(format!("replicas resumed one past what was in files: {always}"));
         }
+        for (name, view) in &self.views {
+            lines.push(format!("view {name}"));
+            lines.extend(view.lines().into_iter().map(|line| format!("  {line}")));
+        }
         for (region, milestones) in &self.regions {
             let Some(table) = self.tables.get(&region.table().0) else { continue };
             lines.push(format!("region {table}/{}", region.number()));
             lines.extend(milestones.lines().into_iter().map(|line| format!("  {line}")));
+        }
+        lines
+    }
+}
+
+impl ViewStory {
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.is_read {
+            lines.push("its feeders were read".to_string());
+        }
+        if let Some(at_position) = self.resumed {
+            lines.push(format!("resumed at the acknowledged position: {}", if at_position { "yes" } else { "no" }));
+        }
+        if self.is_ready {
+            lines.push("became ready".to_string());
+        }
+        if self.has_failed {
+            lines.push("failed".to_string());
         }
         lines
     }
@@ -200,6 +248,32 @@ mod tests {
         for wrong in [[flushed(Some(id(9))), applied(9)], [flushed(None), applied(1)]] {
             assert_eq!(told(&[first.clone(), wrong].concat())[0], "replicas resumed one past what was in files: no");
         }
+    }
+
+    #[test]
+    fn what_becomes_of_a_view_is_told() {
+        let mut story = Story::default();
+        let replica = REPLICA;
+        let (feeder, place) = (RegionId::new(TableId(1), 0), region());
+        let round =
+            Event::RoundStarted { region: feeder, replica, view: "v".into(), leg: 0, round: 1, upto: Sequence(3) };
+        for event in [round, Event::ViewReady { region: place, replica }] {
+            story.hear(NodeId(1), &event, &|id| Some(if id == 7 { "v" } else { "t" }.to_string()));
+        }
+        let lines = |story: &Story| -> Vec<String> {
+            story
+                .lines()
+                .into_iter()
+                .skip_while(|line| line != "view v")
+                .take_while(|line| !line.contains("region"))
+                .collect()
+        };
+        assert_eq!(lines(&story), ["view v", "  its feeders were read", "  became ready"]);
+        story.resumed(place, true);
+        assert_eq!(lines(&story)[2], "  resumed at the acknowledged position: yes");
+        story.resumed(place, false);
+        story.resumed(place, true);
+        assert_eq!(lines(&story)[2], "  resumed at the acknowledged position: no");
     }
 
     #[test]

@@ -149,6 +149,28 @@ async fn compare_at(
     }
 }
 
+/// At calm: views are what their queries give, and no region of `regions` has legs that it should not.
+pub async fn look_at_views(cluster: &Cluster, hub: &Hub, regions: &[RegionId]) {
+    let judged = hub.state().judge_whole_views();
+    if let Err(violation) = judged {
+        return hub.fail(violation);
+    }
+    if !hub.state().views.is_due() {
+        return;
+    }
+    for region in regions.iter().filter(|region| **region != RegionId::META) {
+        let Some(leader) = hub.state().leader(*region) else { continue };
+        // (It was there a moment ago; one that leads no more says so.)
+        let Ok(Response::Legs(legs)) = cluster.ask(leader, Request::Legs { region: *region }, LOOK).await else {
+            continue;
+        };
+        let judged = hub.state().judge_residue(*region, &legs);
+        if let Err(violation) = judged {
+            return hub.fail(violation);
+        }
+    }
+}
+
 /// A replica on a node that is none of its region's any more, and that nobody has dropped.
 pub async fn stray(cluster: &Cluster, hub: &Hub) -> Option<String> {
     for node in cluster.ids() {

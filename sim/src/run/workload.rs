@@ -71,6 +71,10 @@ impl Client {
             }
             madsim::time::sleep(Duration::from_millis(50)).await;
         };
+        if table.view.is_some() {
+            let what = format!("{name} is a materialized view: a workload writes to tables");
+            return Err(Failed { outcome: Outcome::Harness, what });
+        }
         match &kind {
             WorkloadKind::Mutate { mix, staleness, .. } => {
                 let column = changeable(&table)?;

@@ -67,6 +67,8 @@ impl Condition {
         let test = match *kind {
             "RegionId" => Test::Region(text.parse()?),
             "String" => Test::Text(text.to_string()),
+            "bool" if ["true", "false"].contains(&text) => Test::Text(text.to_string()),
+            "bool" => return Err(format!("expected true or false, found \"{text}\"")),
             "u64" | "u32" | "Sequence" | "Incarnation" | "NodeId" => number(text)?,
             "ReplicaId" => {
                 return Err(format!(
@@ -248,6 +250,7 @@ mod tests {
             "FlushFinished with region = flights/1 and rows >= 3",
             "LogOpened on n1 with torn_bytes > 0",
             "VersionSwapped with why = install",
+            "FillResumed with view = by_carrier and is_live = true and round > 1",
         ] {
             assert_eq!(text.parse::<Condition>().map(|condition| condition.to_string()), Ok(text.to_string()));
         }
@@ -292,6 +295,7 @@ mod tests {
             ("FlushFinished with rows = many", "a number"),
             ("FlushFinished with replica = r1", "name a region"),
             ("FlushFinished with upto = 1.2", "single value"),
+            ("FillResumed with is_live = yes", "true or false"),
             ("FlushFinished with region", "FIELD = VALUE"),
             ("FlushFinished with = 3", "FIELD = VALUE"),
             ("FlushFinished on 2", "a node like"),

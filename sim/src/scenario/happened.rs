@@ -90,6 +90,11 @@ const EVENTS: &[(&str, &str)] = &[
     ("a replica was reopened after a failed write", "ReplicaReopening"),
     ("a stale route was refreshed", "RouteRefreshed"),
     ("requests were cut off with a connection", "PeerLost with unanswered > 0"),
+    ("a fill was resumed", "FillResumed with is_live = false"),
+    ("a live view was resumed", "FillResumed with is_live = true"),
+    ("a batch was refused", "BatchRefused"),
+    ("a view became ready", "ViewReady"),
+    ("a view failed", "ViewFailed"),
 ];
 
 const LOST: &str = "rows were unacknowledged when the ";
@@ -97,6 +102,11 @@ const CHANGED: &str = "the leader of ";
 const EACH: &str = "each region of ";
 
 impl Happened {
+    /// Whether it claims that an event of one of these kinds happened.
+    pub fn is_about(&self, kinds: &[&str]) -> bool {
+        matches!(&self.claim, Claim::Event(condition) if kinds.contains(&condition.event.as_str()))
+    }
+
     /// Every form that a sentence can have, for messages and the schema.
     pub fn forms() -> Vec<String> {
         let mut forms: Vec<String> = EFFECTS.iter().map(|(text, _)| (*text).to_string()).collect();

@@ -195,7 +195,7 @@ pub struct Wait {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Until {
-    /// The relation exists and can be used.
+    /// The relation exists and can be used; a view is READY.
     Ready(String),
     /// Each of these regions has a leader that answers.
     Leader(Regions),

@@ -75,7 +75,7 @@ fn step(kinds: &[&str]) -> Value {
             })),
             "join" => text("Waits for the statement that was started under this name."),
             "wait" => object(json!({
-                "ready": text("The relation exists and can be used."),
+                "ready": text("The relation exists and can be used; a view is READY."),
                 "leader": regions("Each has a leader that answers."),
                 "converged": regions("All their replicas have the same content."),
                 "up": target("They run."),

@@ -531,7 +531,13 @@ fn create_request(name: &str, regions: u32, number: u64) -> MetaRequest {
 }
 
 fn drop_request(name: &str, number: u64) -> MetaRequest {
-    MetaRequest::DropTable { name: name.to_string(), if_exists: false, request: (SessionId(1), number) }
+    MetaRequest::DropTable {
+        name: name.to_string(),
+        if_exists: false,
+        is_view: false,
+        cascade: false,
+        request: (SessionId(1), number),
+    }
 }
 
 fn table_answer(table: &TableDef) -> MetaAnswer {

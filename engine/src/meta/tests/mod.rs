@@ -36,6 +36,7 @@ pub(crate) fn table(name: &str, regions: u32) -> CreateTable {
         partition: PartitionRule::Hash { columns: vec!["id".to_string()], regions },
         replicas: None,
         if_not_exists: false,
+        view: None,
     }
 }
 

@@ -214,9 +214,13 @@ fn command(entry: Entry, state: &MetaState, model: &Model) -> Option<Command> {
             table.replicas = replicas.map(u32::from);
             Command::StartCreate { table: Box::new(table), request: request(by) }
         }
-        Entry::Drop { name, if_exists, request: by } => {
-            Command::StartDrop { name: format!("table{name}"), if_exists, request: request(by) }
-        }
+        Entry::Drop { name, if_exists, request: by } => Command::StartDrop {
+            name: format!("table{name}"),
+            if_exists,
+            is_view: false,
+            cascade: false,
+            request: request(by),
+        },
         Entry::Truncate { name, request: by } => {
             Command::StartTruncate { name: format!("table{name}"), request: request(by) }
         }

@@ -64,7 +64,8 @@ impl goldenscript::Runner for Script {
                 let name = args.next_pos().ok_or("drop what?")?.to_string();
                 let request = request(&mut args)?;
                 let if_exists = flag(&mut args, "if_exists");
-                self.apply(Command::StartDrop { name, if_exists, request })
+                let (is_view, cascade) = (flag(&mut args, "view"), flag(&mut args, "cascade"));
+                self.apply(Command::StartDrop { name, if_exists, is_view, cascade, request })
             }
             "truncate" => {
                 let name = args.next_pos().ok_or("truncate what?")?.to_string();
@@ -287,6 +288,7 @@ fn shown_decision(decision: &Result<Decision, Error>) -> String {
             let columns: Vec<&str> = table.schema.columns().iter().map(|column| column.name.as_str()).collect();
             format!("altered {} to version {}: {}", table.id, table.schema.version, columns.join(" "))
         }
+        Ok(Decision::Controlled) => "controlled".to_string(),
         Ok(Decision::Moved(table)) => format!("moved: {}", places(table).join(", ")),
         Err(error) => format!("error: {error}"),
     }
@@ -339,6 +341,7 @@ fn shown_open(state: &ProcedureState) -> String {
         ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => {
             format!("open:{}", regions(open))
         }
+        ProcedureState::View(work) => format!("open:{}", regions(&work.open)),
         ProcedureState::Making(of)
         | ProcedureState::Joining(of)
         | ProcedureState::Switching(of)

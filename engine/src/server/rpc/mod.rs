@@ -61,7 +61,9 @@ impl Lane {
     pub fn of(kind: Kind) -> Lane {
         match kind {
             Kind::Append | Kind::Vote | Kind::PreVote | Kind::RaftTransfer => Lane::Raft,
-            Kind::Snapshot | Kind::Scan | Kind::Sql | Kind::Ingest | Kind::Compact | Kind::Files => Lane::Bulk,
+            Kind::Snapshot | Kind::Scan | Kind::Sql | Kind::Ingest | Kind::Absorb | Kind::Compact | Kind::Files => {
+                Lane::Bulk
+            }
             Kind::Write
             | Kind::CreateReplica
             | Kind::InitGroup
@@ -80,6 +82,10 @@ impl Lane {
             | Kind::RemoveLearner
             | Kind::Ping
             | Kind::Metrics
+            | Kind::View
+            | Kind::Greet
+            | Kind::Legs
+            | Kind::Positions
             | Kind::Meta => Lane::Request,
         }
     }

@@ -203,12 +203,12 @@ fn pages(version: &Version, upto: Sequence, rows: usize) -> Vec<Row> {
     }
 }
 
-fn change_pages(version: &Version, since: Sequence, upto: Sequence, rows: usize) -> Vec<(Key, Vec<Value>)> {
+fn change_pages(version: &Version, since: Option<Sequence>, upto: Sequence, rows: usize) -> Vec<(Key, Vec<Value>)> {
     let mut all = Vec::new();
     let mut scan = whole_rows(upto);
     loop {
         let limit = Limit { rows, bytes: usize::MAX, taken: usize::MAX };
-        let ChangePage { batch, keys, next } = block_on(version.changes(since, &scan, limit, 2)).unwrap();
+        let ChangePage { batch, keys, next, .. } = block_on(version.changes(since, &scan, limit, 2)).unwrap();
         assert_eq!(batch.num_rows(), keys.len());
         for (row, key) in keys.into_iter().enumerate() {
             all.push((key, batch.columns().iter().map(|column| Value::of_cell(column, row)).collect()));
@@ -241,8 +241,14 @@ proptest! {
                     (key, cells)
                 })
                 .collect();
-            prop_assert_eq!(change_pages(&version, since, Sequence(upto), page), expected, "from {} to {}", since, upto);
+            prop_assert_eq!(change_pages(&version, Some(since), Sequence(upto), page), expected, "from {} to {}", since, upto);
         }
+        // From nothing, all that is there is new.
+        let all: Vec<(Key, Vec<Value>)> = history.visible(last).into_iter().map(|(key, _, mut cells)| {
+            cells.push(Value::Int(1));
+            (key, cells)
+        }).collect();
+        prop_assert_eq!(change_pages(&version, None, last, page), all, "from nothing");
         // An UPDATE decides by the same versions.
         let keys: Vec<Key> = (0..HOSTS.len() * TIMES as usize).map(key_of).collect();
         let newest = block_on(version.newest(&keys, last)).unwrap();

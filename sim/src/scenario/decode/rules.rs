@@ -121,6 +121,7 @@ impl Decoder<'_> {
             let text = match value.get_ref() {
                 toml::Value::String(text) => text.clone(),
                 toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(value) => value.to_string(),
                 other => {
                     let message = format!("expected text or a number, found {}", other.type_str());
                     self.source.wrong(value.span(), message);
