@@ -124,8 +124,11 @@ fn copy(project: &Project, name: &str, scenario: &toml::Table) -> Result<tempfil
     Ok(elsewhere)
 }
 
+/// Options that are unlike the usual ones, and what they are called.
+type Unusual = (&'static str, &'static [(&'static str, i64)]);
+
 /// Sets of options that no answer may depend on, each far from what is usual in one respect.
-const UNUSUAL: [(&str, &[(&str, i64)]); 18] = [
+const UNUSUAL: [Unusual; 18] = [
     ("tiny memtable", &[("memtable_rows", 5)]),
     ("memtable of a few bytes", &[("memtable_bytes", 1_024)]),
     ("never flushed", &[("memtable_rows", 1_000_000), ("memtable_bytes", 1 << 30)]),
@@ -171,7 +174,7 @@ type Usual = Arc<OnceLock<Result<serde_json::Value, String>>>;
 fn same_answers(project: &Project) -> Vec<Trial> {
     let usual: [(u64, Usual); 2] = [(1, Usual::default()), (2, Usual::default())];
     let cells = UNUSUAL.iter().zip(usual.iter().cycle());
-    let trial = |((what, changes), (seed, usual)): (&(&'static str, &'static [(&str, i64)]), &(u64, Usual))| {
+    let trial = |((what, changes), (seed, usual)): (&Unusual, &(u64, Usual))| {
         let name = format!(
             "every_set_of_options_gives_the_same_answers@seed-{seed}_{}",
             what.replace(", ", "_").replace(' ', "_")
