@@ -331,6 +331,8 @@ impl Reader<'_> {
         let options = self.node.options();
         let table = &leg.view;
         let chunk_rows = table.view.as_ref().and_then(|view| view.chunk_rows).unwrap_or(options.fill_chunk_rows);
+        // What takes longer than a second at the rate that it may have is cut: another rate, or a pause, is heard of between pages.
+        let chunk_rows = leg.rate_limit.filter(|_| !leg.is_live).map_or(chunk_rows, |rate| chunk_rows.min(rate));
         let mut chunk = usize::try_from(chunk_rows).unwrap_or(usize::MAX).max(1);
         let Window { since, upto, to } = window;
         let mut after: Option<Position> = to.values().min().cloned().flatten();
