@@ -23,6 +23,7 @@ mod change;
 mod check;
 mod deadline;
 mod insert;
+mod jobs;
 mod partition;
 mod query;
 mod route;

@@ -22,8 +22,8 @@ use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
 use crate::types::{NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 9] =
-    ["tables", "views", "regions", "ssts", "pins", "jobs", "fill_regions", "fill_positions", "metrics"];
+const TABLES: [&str; 10] =
+    ["tables", "views", "regions", "ssts", "pins", "jobs", "fills", "fill_regions", "fill_positions", "metrics"];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -42,6 +42,7 @@ impl Frontend {
             "pins" => self.pins(deadline).await?,
             "metrics" => self.metrics(deadline).await?,
             "views" => self.views(deadline).await?,
+            "fills" => self.jobs(deadline).await?,
             "fill_regions" => self.fill_regions(deadline).await?,
             "fill_positions" => self.fill_positions(deadline).await?,
             "jobs" => jobs(&self.routes().procedures(deadline).await?)?,

@@ -12,6 +12,7 @@ use arrow::datatypes::SchemaRef;
 use futures::future::join_all;
 
 use super::deadline::Deadline;
+use super::jobs::Job;
 use super::route::mismatch;
 use super::system::{batch, texts};
 use super::{Frontend, Output, Session};
@@ -20,7 +21,7 @@ use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::{Control, MetaAnswer, MetaRequest, ViewStatus};
 use crate::region::request::{LegStatus, PositionStatus};
 use crate::sql::{CreateView, JobVerb};
-use crate::types::ProcedureId;
+use crate::types::{ProcedureId, RegionId};
 
 impl Session {
     pub(super) async fn create_view(&self, view: &CreateView, deadline: Deadline) -> Result<Output> {
@@ -112,31 +113,78 @@ struct Fill {
 }
 
 impl Fill {
-    /// Rows of the feeders that were read in the round at hand, and whatever came of them is in the view; and about how many
-    /// there are to read.
-    fn rows(&self) -> (u64, u64) {
-        let of_leg = |leg: &LegStatus| {
-            let of = |one: &&PositionStatus| one.source.leg == leg.leg.leg && one.source.feeder == leg.feeder;
-            let read = self.positions.iter().filter(of).map(|one| one.read).max().unwrap_or_default();
-            if leg.done.is_some() { (leg.rows, leg.rows) } else { (read.min(leg.rows), leg.rows) }
+    /// The row of `SHOW JOBS`. What only some of the regions know is NULL unless all of them said it: before they are told of the
+    /// view, while one does not answer, and when it has failed and they have let go of it.
+    fn job(&self) -> Job {
+        let sum = |value: fn(&LegStatus) -> u64| self.of_all(|legs| legs.iter().map(value).sum());
+        // Two scans of a region are taken over together.
+        let begun = |value: fn(&LegStatus) -> u64| {
+            self.of_all(|legs| {
+                let mut most: BTreeMap<RegionId, u64> = BTreeMap::new();
+                for leg in legs {
+                    let known = most.entry(leg.feeder).or_default();
+                    *known = value(leg).max(*known);
+                }
+                most.values().sum()
+            })
         };
-        self.legs.iter().map(of_leg).fold((0, 0), |(done, all), (read, rows)| (done + read, all + rows))
-    }
-
-    fn percent(&self) -> u64 {
-        match (self.status.state.as_str(), self.rows()) {
-            ("ready", _) => 100,
-            (_, (_, 0)) => 0,
+        let state = match (self.status.state.as_str(), self.status.is_paused) {
+            ("filling", true) => "paused",
+            (state, _) => state,
+        };
+        let rows_done = self.of_all(|legs| legs.iter().map(|leg| self.rows(leg).0).sum());
+        let rows_estimate = self.of_all(|legs| legs.iter().map(|leg| self.rows(leg).1).sum());
+        let percent = match (state, rows_done.zip(rows_estimate)) {
+            ("ready", _) => Some(100),
+            (_, None) => None,
+            (_, Some((_, 0))) => Some(0),
             // What is left when all rows were read once is not known to be little.
-            (_, (done, all)) => (done * 100 / all).min(99),
+            (_, Some((done, all))) => u64::try_from(u128::from(done) * 100 / u128::from(all)).ok().map(|of| of.min(99)),
+        };
+        Job {
+            id: self.status.job,
+            kind: "materialized view",
+            object: self.status.view.name.clone(),
+            state: state.to_string(),
+            phase: self.status.step.clone(),
+            round: self.of_all(|legs| legs.iter().map(|leg| leg.round).max().unwrap_or_default()),
+            regions_done: self.legs.iter().filter(|leg| leg.is_level).count() as u64,
+            regions_total: self.total as u64,
+            rows_done,
+            rows_estimate,
+            percent,
+            lag: sum(|leg| leg.sequence.0 - leg.done.map_or(0, |done| done.0)),
+            leader_changes: begun(|leg| leg.takeovers),
+            retries: begun(|leg| leg.retries),
+            rate_limit: self.status.rate_limit,
+            last_error: self.last_error(),
+            started_at: self.status.started_at,
         }
     }
 
-    fn lag(&self) -> u64 {
-        self.legs.iter().map(|leg| leg.sequence.0 - leg.done.map_or(0, |done| done.0)).sum()
+    fn of_all(&self, value: impl Fn(&[LegStatus]) -> u64) -> Option<u64> {
+        (self.legs.len() == self.total).then(|| value(&self.legs))
     }
 
-    fn error(&self) -> Option<String> {
+    /// Rows that were read for the leg before it was live, of which all that came is in the view; and about how many there are to
+    /// read.
+    fn rows(&self, leg: &LegStatus) -> (u64, u64) {
+        let of_window = |one: &&PositionStatus| {
+            let is_source = one.source.leg == leg.leg.leg && one.source.feeder == leg.feeder;
+            is_source && leg.upto.is_some() && one.position.upto() == leg.upto
+        };
+        let settled = self.positions.iter().filter(of_window).map(|one| one.settled).max().unwrap_or_default();
+        let done = leg.read + settled;
+        let left = match (leg.is_live, leg.done) {
+            (true, _) => 0,
+            // Each row has one version at least.
+            (false, None) => leg.rows.saturating_sub(settled),
+            (false, Some(through)) => (leg.sequence.0 - through.0).saturating_sub(settled),
+        };
+        (done, done + left)
+    }
+
+    fn last_error(&self) -> Option<String> {
         let of_leg = self.legs.iter().find_map(|leg| leg.failed.clone());
         self.status.failed.clone().or(of_leg).or_else(|| self.error.clone())
     }
@@ -181,40 +229,9 @@ impl Frontend {
         Ok(fills)
     }
 
-    pub(super) async fn show_jobs(&self, deadline: Deadline) -> Result<Output> {
-        let (schema, batch) = self.fill_jobs(deadline).await?;
-        Ok(Output::Rows { schema, batches: vec![batch] })
-    }
-
-    /// One row for each view.
-    async fn fill_jobs(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
-        let fills = self.fills(deadline).await?;
-        let number = |value: &dyn Fn(&Fill) -> u64| -> ArrayRef {
-            Arc::new(UInt64Array::from_iter_values(fills.iter().map(value)))
-        };
-        let state = |fill: &Fill| match (fill.status.state.as_str(), fill.status.is_paused) {
-            ("filling", true) => "paused".to_string(),
-            (state, _) => state.to_string(),
-        };
-        let live = |fill: &Fill| fill.legs.iter().filter(|leg| leg.is_level).count() as u64;
-        let round = |fill: &Fill| fill.legs.iter().map(|leg| leg.round).max().unwrap_or_default();
-        let rates = fills.iter().map(|fill| fill.status.rate_limit);
-        batch(vec![
-            ("job_id", false, number(&|fill| fill.status.job.0)),
-            ("kind", false, texts(fills.iter().map(|_| Some("materialized view".to_string())))),
-            ("object", false, texts(fills.iter().map(|fill| Some(fill.status.view.name.clone())))),
-            ("state", false, texts(fills.iter().map(|fill| Some(state(fill))))),
-            ("phase", true, texts(fills.iter().map(|fill| fill.status.step.clone()))),
-            ("round", false, number(&round)),
-            ("regions_done", false, number(&live)),
-            ("regions_total", false, number(&|fill| fill.total as u64)),
-            ("rows_done", false, number(&|fill| fill.rows().0)),
-            ("rows_estimate", false, number(&|fill| fill.rows().1)),
-            ("percent", false, number(&Fill::percent)),
-            ("lag", false, number(&Fill::lag)),
-            ("rate_limit", true, Arc::new(rates.collect::<UInt64Array>())),
-            ("last_error", true, texts(fills.iter().map(Fill::error))),
-        ])
+    /// What `SHOW JOBS` says of the fills.
+    pub(super) async fn fill_jobs(&self, deadline: Deadline) -> Result<Vec<Job>> {
+        Ok(self.fills(deadline).await?.iter().map(Fill::job).collect())
     }
 
     /// One row for each view: what it is.
@@ -268,6 +285,9 @@ impl Frontend {
             ("pin", true, known(|leg| leg.done.or(leg.upto).map(|pin| pin.0))),
             ("sequence", false, number(|leg| leg.sequence.0)),
             ("epoch", false, number(|leg| leg.epoch)),
+            ("takeovers", false, number(|leg| leg.takeovers)),
+            ("retries", false, number(|leg| leg.retries)),
+            ("rows_read", false, number(|leg| leg.read)),
             ("is_paused", false, Arc::new(paused)),
             ("since", false, Arc::new(at)),
         ])
@@ -288,6 +308,7 @@ impl Frontend {
             ("feeder", false, texts(all.iter().map(|(_, one)| Some(one.source.feeder.to_string())))),
             ("position", false, texts(all.iter().map(|(_, one)| Some(one.position.to_string())))),
             ("read", false, number(|one| one.read)),
+            ("settled", false, number(|one| one.settled)),
             ("epoch", false, number(|one| one.epoch)),
         ])
     }

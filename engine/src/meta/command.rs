@@ -10,12 +10,21 @@ use super::catalog::{CreateTable, TableDef};
 use super::request::Control;
 use crate::error::{Error, Result};
 use crate::options::Options;
-use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId, Timestamp};
 
 /// Names a statement: a session, and which statement of it.
 pub type StatementId = (SessionId, u64);
 
 /// An entry of the meta group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it was proposed, by the clock of the leader that did: to be shown, nothing is decided by it.
+    pub at: Timestamp,
+    /// What it does.
+    pub command: Command,
+}
+
+/// What an entry of the meta group does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// The first one: who is in the cluster. Fine if it was said before, in the same words.
@@ -295,13 +304,20 @@ impl Step {
 }
 
 impl Command {
+    /// The entry that a leader whose clock says `at` proposes.
+    pub fn at(self, at: Timestamp) -> Entry {
+        Entry { at, command: self }
+    }
+}
+
+impl Entry {
     /// As it stands in the log.
     pub fn encode(&self) -> Bytes {
         encode(self)
     }
 
-    /// Reads what [`Command::encode`] wrote.
-    pub fn decode(bytes: &[u8]) -> Result<Command> {
+    /// Reads what [`Entry::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Entry> {
         decode(bytes, "an entry of the meta group")
     }
 }
@@ -319,7 +335,7 @@ impl Outcome {
 }
 
 /// Stands before everything that is encoded here, so that a later version can tell what it reads.
-pub(super) const FORMAT: u8 = 3;
+pub(super) const FORMAT: u8 = 4;
 
 /// The format's number, then postcard.
 pub(super) fn encode<T: Serialize>(value: &T) -> Bytes {
@@ -347,11 +363,11 @@ mod tests {
 
     #[test]
     fn what_was_not_encoded_here_is_damage() {
-        let command = Command::OpenSession;
-        let bytes = command.encode();
-        assert_eq!(Command::decode(&bytes).unwrap(), command);
+        let entry = Command::OpenSession.at(Timestamp(7));
+        let bytes = entry.encode();
+        assert_eq!(Entry::decode(&bytes).unwrap(), entry);
         for wrong in [&b""[..], &[9, 1][..], &[FORMAT][..], &[FORMAT, 200][..], &[bytes.as_ref(), &[0]].concat()[..]] {
-            assert_eq!(Command::decode(wrong).unwrap_err().code(), "damaged", "{wrong:?}");
+            assert_eq!(Entry::decode(wrong).unwrap_err().code(), "damaged", "{wrong:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::command::Command;
+use super::command::Entry;
 use super::state::MetaState;
 use crate::error::Result;
 
@@ -29,12 +29,12 @@ impl Machine {
         Machine { state: Mutex::new(MetaState::new()), changes: watch::Sender::new(0) }
     }
 
-    /// Applies a committed [`Command`] and returns its encoded [`Outcome`](super::Outcome), the same on every replica.
+    /// Applies a committed [`Entry`] and returns its encoded [`Outcome`](super::Outcome), the same on every replica.
     ///
     /// An error (`Damaged`): the entry cannot be read. Nothing was applied, and nothing may be applied after it.
-    pub fn apply(&self, command: &[u8]) -> Result<Bytes> {
-        let command = Command::decode(command)?;
-        let outcome = self.state().apply(command);
+    pub fn apply(&self, entry: &[u8]) -> Result<Bytes> {
+        let entry = Entry::decode(entry)?;
+        let outcome = self.state().apply_entry(entry);
         self.changes.send_modify(|count| *count += 1);
         Ok(outcome.encode())
     }
@@ -77,7 +77,9 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::Command;
     use crate::meta::tests::{bootstrap, create};
+    use crate::types::Timestamp;
 
     #[test]
     fn a_snapshot_is_the_state_and_damage_leaves_it_alone() {
@@ -85,7 +87,7 @@ mod tests {
         let empty = machine.digest();
         let heard = machine.changes();
         for command in [bootstrap(3), Command::OpenSession, create("flights", 4, (1, 1))] {
-            machine.apply(&command.encode()).unwrap();
+            machine.apply(&command.at(Timestamp(7)).encode()).unwrap();
         }
         assert_ne!(machine.digest(), empty);
         assert_eq!(*heard.borrow(), 3, "who waits is not woken");

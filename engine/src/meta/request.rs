@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, TableDef};
-use crate::types::{Alteration, NodeId, ProcedureId, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, SessionId, TableId, Timestamp};
 
 /// A request to the leader of the meta group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +121,8 @@ pub struct ViewStatus {
     pub view: TableDef,
     /// Its fill.
     pub job: ProcedureId,
+    /// When that was recorded, by the clock of meta's leader of then.
+    pub started_at: Timestamp,
     /// `filling`, `ready` or `failed`.
     pub state: String,
     /// Why it has failed.

@@ -16,6 +16,7 @@ use super::detector::{Detector, hopeless, left_behind, next_repair};
 use super::machine::Machine;
 use super::procedure::{Action, Procedure, Target};
 use super::{Group, Nodes};
+use crate::clock::Clock;
 use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events};
 use crate::options::Options;
@@ -28,6 +29,7 @@ pub struct Runner {
     group: Arc<dyn Group>,
     nodes: Arc<dyn Nodes>,
     machine: Arc<Machine>,
+    clock: Arc<dyn Clock>,
     events: Events,
     retry_min: Duration,
     retry_max: Duration,
@@ -60,6 +62,7 @@ impl Runner {
         group: Arc<dyn Group>,
         nodes: Arc<dyn Nodes>,
         machine: Arc<Machine>,
+        clock: Arc<dyn Clock>,
         events: Events,
         options: &Options,
     ) -> Runner {
@@ -67,6 +70,7 @@ impl Runner {
             group,
             nodes,
             machine,
+            clock,
             events,
             retry_min: Duration::from_millis(options.retry_min_ms),
             retry_max: Duration::from_millis(options.retry_max_ms),
@@ -211,7 +215,7 @@ impl Runner {
         }
         while let Some((region, from)) = self.machine.read(|state| next_repair(state, &dead, live, self.repairs)) {
             let command = Command::StartRepair { region, from, among: live.clone() };
-            let outcome = self.group.propose(command.encode()).await.and_then(|outcome| Outcome::decode(&outcome));
+            let outcome = self.propose(command).await;
             let Ok(Outcome::Started { procedure, step }) = outcome else {
                 // Whatever it is, it is looked at again in the next round.
                 tracing::debug!(%region, %from, ?outcome, "a replica on a dead node is not replaced yet");
@@ -254,12 +258,8 @@ impl Runner {
     /// Writes `progress` to the log. False: it is not there, or perhaps not; look at the state and try again.
     async fn record(&self, procedure: &Procedure, term: u64, progress: Progress) -> Result<bool, End> {
         let command = Command::Advance { procedure: procedure.id, from: procedure.step, term, progress };
-        let outcome = match self.group.propose(command.encode()).await {
-            Ok(outcome) => Outcome::decode(&outcome),
-            Err(Error::NotLeader { .. } | Error::Stopped) => return Err(End::Deposed),
-            Err(error) => Err(error),
-        };
-        match outcome {
+        match self.propose(command).await {
+            Err(Error::NotLeader { .. } | Error::Stopped) => Err(End::Deposed),
             Ok(Outcome::Advanced { reached }) => {
                 for step in reached {
                     self.events.emit(|| Event::ProcedureStep {
@@ -275,6 +275,10 @@ impl Runner {
                 Ok(false)
             }
         }
+    }
+
+    async fn propose(&self, command: Command) -> Result<Outcome> {
+        Outcome::decode(&self.group.propose(command.at(self.clock.now()).encode()).await?)
     }
 
     fn leads(&self, term: u64) -> bool {

@@ -16,6 +16,7 @@ use super::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus};
 use super::runner::Obstacles;
 use super::state::{Answer, MetaState};
 use super::view::{View, ViewState};
+use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::options::Options;
@@ -25,6 +26,7 @@ use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
 pub struct Service {
     group: Arc<dyn Group>,
     machine: Arc<Machine>,
+    clock: Arc<dyn Clock>,
     events: Events,
     obstacles: Arc<Obstacles>,
     limits: Limits,
@@ -45,12 +47,13 @@ impl Service {
     pub fn new(
         group: Arc<dyn Group>,
         machine: Arc<Machine>,
+        clock: Arc<dyn Clock>,
         events: Events,
         obstacles: Arc<Obstacles>,
         options: &Options,
     ) -> Service {
         let look_again = Duration::from_millis(options.retry_max_ms);
-        Service { group, machine, events, obstacles, limits: Limits::of(options), look_again }
+        Service { group, machine, clock, events, obstacles, limits: Limits::of(options), look_again }
     }
 
     /// Says who is in the cluster: all nodes, and the replicas of the meta group. May be repeated, in the same words.
@@ -237,8 +240,8 @@ impl Service {
     }
 
     async fn propose(&self, command: Command) -> Result<Outcome> {
-        let command: Bytes = command.encode();
-        Outcome::decode(&self.group.propose(command).await?)
+        let entry: Bytes = command.at(self.clock.now()).encode();
+        Outcome::decode(&self.group.propose(entry).await?)
     }
 }
 
@@ -249,6 +252,7 @@ fn views(state: &MetaState) -> Vec<ViewStatus> {
         ViewStatus {
             view: table.clone(),
             job: view.job,
+            started_at: view.started_at,
             state: view.state.name().to_string(),
             failed: match &view.state {
                 ViewState::Failed(reason) => Some(reason.clone()),

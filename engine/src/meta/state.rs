@@ -16,20 +16,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, LegDef, RegionDef, TableDef, ViewDef};
-use super::command::{Command, Decision, Limits, Outcome, Progress, StatementId, Step, decode, encode};
+use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
 use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
 use super::request::Control;
 use super::view::{After, Doing, Feeder, Then, View, ViewState, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::Replacement;
-use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId, Timestamp};
 
 /// Everything that the meta group knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaState {
     /// None: not bootstrapped.
     cluster: Option<Cluster>,
+    /// When the last entry was proposed, by the clock of the leader of then.
+    clock: Timestamp,
     /// The next ids to give out. They never go back.
     next: NextIds,
     /// The catalog: what statements can name.
@@ -121,6 +123,7 @@ impl MetaState {
     pub fn new() -> MetaState {
         MetaState {
             cluster: None,
+            clock: Timestamp(0),
             next: NextIds {
                 table: TableId(1),
                 replica: ReplicaId(1),
@@ -138,7 +141,13 @@ impl MetaState {
         }
     }
 
-    /// Applies an entry. An outcome other than the expected one changed nothing, unless it is `Decided`.
+    /// Applies an entry, see [`MetaState::apply`].
+    pub fn apply_entry(&mut self, Entry { at, command }: Entry) -> Outcome {
+        self.clock = at;
+        self.apply(command)
+    }
+
+    /// Applies what an entry does. An outcome other than the expected one changed nothing, unless it is `Decided`.
     pub fn apply(&mut self, command: Command) -> Outcome {
         if let Command::Bootstrap { nodes, members, limits } = command {
             return self.bootstrap(Cluster { nodes, members, limits });
@@ -850,7 +859,8 @@ impl MetaState {
     /// The fill of a view that is in the catalog from now on.
     fn fill(&mut self, view: &TableDef, rate_limit: Option<u64>) {
         let job = self.next_procedure();
-        self.views.insert(view.id, View { job, state: ViewState::Filling, is_paused: false, rate_limit });
+        let (state, started_at) = (ViewState::Filling, self.clock);
+        self.views.insert(view.id, View { job, started_at, state, is_paused: false, rate_limit });
         let state = ProcedureState::View(ViewWork::begin(view, self.feeders(view), Doing::Beginning));
         let subject = Subject::Whole(Box::new(view.clone()));
         self.procedures.insert(job, Procedure { id: job, step: 0, term: 0, request: None, subject, state });

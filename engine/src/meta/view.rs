@@ -22,13 +22,15 @@ use super::procedure::{Action, Target};
 use crate::error::Result;
 use crate::region::request::LegStatus;
 use crate::server::message::{ProcedureRef, Request, Response, ViewChange};
-use crate::types::{NodeId, ProcedureId, RegionId, TableId};
+use crate::types::{NodeId, ProcedureId, RegionId, TableId, Timestamp};
 
 /// A view of the catalog: how far it is, and what is wanted of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     /// Names its fill: the procedure that does it, or did.
     pub job: ProcedureId,
+    /// When that was recorded, by the clock of meta's leader of then.
+    pub started_at: Timestamp,
     /// How far it is.
     pub state: ViewState,
     /// Whether the fill is to wait.

@@ -63,6 +63,14 @@ pub struct Absorbed {
     pub position: FillPosition,
     /// Rows of the feeder that were read for what it has of the window it is in.
     pub read: u64,
+    /// How many of them all regions of the view had when it took that.
+    pub settled: u64,
+}
+
+impl Absorbed {
+    fn answer(&self) -> Taken {
+        Taken::At(self.position.clone(), self.read)
+    }
 }
 
 impl Region {
@@ -98,6 +106,7 @@ impl Region {
             epoch: absorbed.epoch,
             position: absorbed.position.clone(),
             read: absorbed.read,
+            settled: absorbed.settled,
         };
         sources.map(status).collect()
     }
@@ -161,7 +170,7 @@ impl Region {
                 return encode_answer(&Taken::Deposed { epoch: absorbed.epoch });
             }
             absorbed.epoch = epoch;
-            encode_answer(&Taken::At(absorbed.position.clone()))
+            encode_answer(&absorbed.answer())
         })
     }
 
@@ -185,7 +194,7 @@ impl Region {
                 Ok(writes) => {
                     written = Some(state.put(writes));
                     position = Some(batch.to.clone());
-                    Taken::At(batch.to.clone())
+                    Taken::At(batch.to.clone(), batch.read)
                 }
                 Err(failure) => {
                     failed = Some(failure.message.clone());
@@ -197,7 +206,8 @@ impl Region {
                 Some(message) => filled.state = FillState::Failed(message.clone()),
                 None => {
                     let absorbed = filled.sources.get_mut(&source).expect("it was there when the batch was judged");
-                    (absorbed.position, absorbed.read) = (batch.to, batch.read);
+                    absorbed.position = batch.to;
+                    (absorbed.read, absorbed.settled) = (batch.read, batch.settled);
                 }
             }
             encode_answer(&answer)
@@ -262,7 +272,7 @@ impl State {
             return Some(Taken::Deposed { epoch: absorbed.epoch });
         }
         let is_next = batch.from == absorbed.position && batch.to > batch.from;
-        (!is_next).then(|| Taken::At(absorbed.position.clone()))
+        (!is_next).then(|| absorbed.answer())
     }
 
     /// Writes rows, each as a version of its own; hands them back for whoever wants to see them.

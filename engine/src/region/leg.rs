@@ -10,7 +10,10 @@
 //! and lets go what was kept behind that.
 //!
 //! Whoever leads takes a leg over by an entry with an epoch: its term, and which attempt it is. Entries of an earlier one do nothing
-//! from then on.
+//! from then on. What is shown of a fill (how often it was taken over, how many rows were read for it) is counted by these entries
+//! too, so it is the same whoever is asked.
+
+use std::cmp::Ordering;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -33,8 +36,14 @@ pub struct Leg {
     pub view: Box<TableDef>,
     /// Of the leader that reads for it, and of its attempt; 0: none did yet.
     pub epoch: u64,
+    /// How often another leader took it over.
+    pub takeovers: u64,
+    /// How often a leader began anew after an attempt of its own.
+    pub retries: u64,
     /// Rounds that were begun.
     pub round: u64,
+    /// Rows that were read in the rounds that are through: of each the changes that its window had, each once.
+    pub rows: u64,
     /// All destinations have what was visible at it; none before the end of the first round.
     pub done: Option<Sequence>,
     /// The end of the round under way; none before the first round, and when it is live.
@@ -58,6 +67,21 @@ impl Leg {
     }
 }
 
+/// Bits of an epoch that number the attempts of a term.
+const ATTEMPTS: u32 = 24;
+
+/// The epoch of the next attempt to read a leg whose last one was `last`, by the leader of `term`; none: a later one leads.
+///
+/// Each attempt has one of its own: a batch of the attempt before, of which nobody knows whether it will arrive, must not be taken
+/// when this one has found out how far the destinations are.
+pub fn next_epoch(last: u64, term: u64) -> Option<u64> {
+    match (last >> ATTEMPTS).cmp(&term) {
+        Ordering::Less => Some(term << ATTEMPTS),
+        Ordering::Equal => Some(last + 1),
+        Ordering::Greater => None,
+    }
+}
+
 /// What becomes of a leg that another leader does not know of yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LegStep {
@@ -69,6 +93,8 @@ pub enum LegStep {
         done: u64,
         /// Whether no further round is needed.
         goes_live: bool,
+        /// Rows that were read in it.
+        rows: u64,
         /// By the leader's clock.
         at: Timestamp,
     },
@@ -120,7 +146,10 @@ impl Region {
             leg: *id,
             feeder: self.id,
             epoch: leg.epoch,
+            takeovers: leg.takeovers,
+            retries: leg.retries,
             round: leg.round,
+            read: leg.rows,
             done: leg.done,
             upto: leg.upto,
             is_live: leg.is_live,
@@ -167,7 +196,10 @@ impl Region {
                     state.side.legs.entry(LegId { view: view.id, leg }).or_insert_with(|| Leg {
                         view: Box::new(view.clone()),
                         epoch: 0,
+                        takeovers: 0,
+                        retries: 0,
                         round: 0,
+                        rows: 0,
                         done: None,
                         upto: None,
                         is_live: false,
@@ -262,9 +294,20 @@ impl State {
             return LegAnswer::Deposed { epoch: leg.epoch };
         }
         match step {
-            LegStep::Reign => leg.epoch = epoch,
-            LegStep::Round { done, goes_live, at } if done == leg.round && !leg.is_live && leg.failed.is_none() => {
+            LegStep::Reign => {
+                match (leg.epoch, (epoch >> ATTEMPTS).cmp(&(leg.epoch >> ATTEMPTS))) {
+                    // The first one of all, or one that is resent.
+                    (0, _) => {}
+                    (last, Ordering::Equal) => leg.retries += u64::from(epoch > last),
+                    _ => leg.takeovers += 1,
+                }
+                leg.epoch = epoch;
+            }
+            LegStep::Round { done, goes_live, rows, at }
+                if done == leg.round && !leg.is_live && leg.failed.is_none() =>
+            {
                 leg.done = leg.upto.or(leg.done);
+                leg.rows += rows;
                 leg.is_live = goes_live && leg.done.is_some();
                 leg.upto = (!leg.is_live).then_some(newest);
                 leg.round += u64::from(!leg.is_live);
@@ -279,5 +322,19 @@ impl State {
             LegStep::Round { .. } | LegStep::Advance { .. } | LegStep::Fail { .. } => {}
         }
         LegAnswer::Leg(Box::new(leg.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_has_an_epoch_of_its_own_and_a_later_leader_a_later_one() {
+        let first = next_epoch(0, 3).unwrap();
+        let second = next_epoch(first, 3).unwrap();
+        let other = next_epoch(second, 4).unwrap();
+        assert!(first < second && second < other);
+        assert_eq!(next_epoch(other, 3), None, "the leader of a later term reads");
     }
 }

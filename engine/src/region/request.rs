@@ -160,15 +160,18 @@ pub struct Absorb {
     pub ops: Bytes,
     /// How many rows that is.
     pub changes: u64,
-    /// Rows of the feeder that were read until here for the window that it is in: how far that is.
+    /// Rows of the feeder that were read for the window, up to where it ends.
     pub read: u64,
+    /// How many of them were in batches before it: all regions of the view have what came of those.
+    pub settled: u64,
 }
 
 /// What a region of a view says to a hello or a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Taken {
-    /// This is what it has now: of a batch that it did not take, where the next one must begin.
-    At(FillPosition),
+    /// This is what it has now: of a batch that it did not take, where the next one must begin. And how many rows of the feeder
+    /// were read for what it has of that window.
+    At(FillPosition, u64),
     /// The leader of a later term sends.
     Deposed {
         /// That term.
@@ -192,8 +195,14 @@ pub struct LegStatus {
     pub feeder: RegionId,
     /// The term of the leader that reads.
     pub epoch: u64,
+    /// How often another leader took it over.
+    pub takeovers: u64,
+    /// How often a leader began anew after an attempt of its own.
+    pub retries: u64,
     /// Rounds that were begun.
     pub round: u64,
+    /// Rows that were read in the rounds that are through.
+    pub read: u64,
     /// All destinations have what was visible at it.
     pub done: Option<Sequence>,
     /// The end of the round under way.
@@ -229,6 +238,8 @@ pub struct PositionStatus {
     pub position: FillPosition,
     /// Rows that were read for what it has of the window it is in.
     pub read: u64,
+    /// How many of them all regions of the view had when it took that.
+    pub settled: u64,
 }
 
 /// A file of a replica.

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::identity::{load, store};
 use super::message::{Request, Response};
 use super::router::Router;
+use crate::clock::Clock;
 use crate::disk::{read_whole, remove_if_there};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -94,12 +95,12 @@ impl MetaReplica {
     }
 
     /// Begins to answer, to drive procedures whenever this replica leads, and to write the file now and then.
-    pub fn serve(self: &Arc<Self>, group: Arc<Group>, router: Arc<Router>) {
+    pub fn serve(self: &Arc<Self>, group: Arc<Group>, router: Arc<Router>, clock: Arc<dyn Clock>) {
         let door: Arc<dyn meta::Group> = group.clone();
-        let events = self.spec.events.clone();
-        let runner = Runner::new(door.clone(), router, self.machine.clone(), events.clone(), &self.spec.options);
+        let (machine, events, options) = (self.machine.clone(), self.spec.events.clone(), &self.spec.options);
+        let runner = Runner::new(door.clone(), router, machine.clone(), clock.clone(), events.clone(), options);
         let obstacles = runner.obstacles();
-        let service = Arc::new(Service::new(door, self.machine.clone(), events, obstacles, &self.spec.options));
+        let service = Arc::new(Service::new(door, machine, clock, events, obstacles, options));
         *self.service.lock().expect("no panic holds the lock") = Some(service.clone());
         let (machine, options) = (self.machine.clone(), self.spec.options.clone());
         let leading = tokio::spawn(lead(group, service, runner, machine, options));

@@ -180,7 +180,7 @@ impl Shared {
             if *stopping.borrow() {
                 break Ok(());
             }
-            let reason = match Store::open(&identity, self.incarnation, &around).await {
+            let reason = match Store::open(&identity, self.incarnation, &around, self.seams.clock.clone()).await {
                 Ok(store) => {
                     *self.store.lock().expect("no panic holds the lock") = Some(store.clone());
                     let reason = store.supervise(&mut stopping).await;

@@ -43,6 +43,7 @@ pub struct Store {
     identity: Identity,
     incarnation: Incarnation,
     around: Surroundings,
+    clock: Arc<dyn Clock>,
     log: Arc<Log>,
     replicas: Mutex<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Replicas that must not come back. Held while replicas are made and dropped, so that the two never overlap.
@@ -90,7 +91,12 @@ pub enum State {
 
 impl Store {
     /// Reads the log and opens all replicas.
-    pub async fn open(identity: &Identity, incarnation: Incarnation, around: &Surroundings) -> Result<Arc<Store>> {
+    pub async fn open(
+        identity: &Identity,
+        incarnation: Incarnation,
+        around: &Surroundings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Store>> {
         let disk = around.disk.as_ref();
         for folder in [LOG, REPLICAS] {
             disk.create_dir(folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
@@ -104,6 +110,7 @@ impl Store {
             identity: identity.clone(),
             incarnation,
             around: around.clone(),
+            clock,
             log,
             replicas: Mutex::default(),
             dropped: AsyncMutex::new(dropped),
@@ -188,7 +195,7 @@ impl Store {
             }
         };
         if let State::Meta(meta) = &state {
-            meta.serve(group.clone(), self.around.router.clone());
+            meta.serve(group.clone(), self.around.router.clone(), self.clock.clone());
         }
         let hosted = Arc::new(Replica { group, state, follower: Follower::default(), tending: Mutex::default() });
         {

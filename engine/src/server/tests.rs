@@ -104,7 +104,7 @@ async fn open_with(world: &Arc<World>, disk: &MemoryDisk, options: Options) -> A
         options: Arc::new(options),
         events: Events::heard_by(NODE, world.clone()),
     };
-    Store::open(&identity, Incarnation(1), &around).await.unwrap()
+    Store::open(&identity, Incarnation(1), &around, Arc::new(OsClock)).await.unwrap()
 }
 
 /// A store with two regions, one row in a file of each.

@@ -57,7 +57,7 @@ const UNITS: &[Unit] = &[
         &["types", "error", "event", "options", "disk", "storage", "raft", "meta::catalog", "view", "testscripts"],
     ),
     // The catalog's machine, and its procedures. It reaches its group and the nodes by traits of its own.
-    unit("meta", &["types", "error", "event", "options", "region::request", "server::message", "testscripts"]),
+    unit("meta", &["types", "error", "event", "options", "clock", "region::request", "server::message", "testscripts"]),
     // Sends to regions and meta what they understand; it does not know what is behind the messages.
     unit(
         "frontend",

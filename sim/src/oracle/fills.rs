@@ -25,6 +25,9 @@ use super::model::Model;
 
 pub(super) const NAME: &str = "fills";
 
+/// Bits of an epoch below its term.
+const EPOCH_ATTEMPTS: u32 = 24;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct FillOracle {
@@ -56,6 +59,12 @@ struct Leg {
     done: Option<Sequence>,
     upto: Option<Sequence>,
     is_live: bool,
+    /// Rows that were read in the rounds that are through.
+    rows: u64,
+    /// How often another leader took it over, and how often one began anew.
+    begun: (u64, u64),
+    /// The epochs that it had.
+    epochs: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +88,8 @@ enum Stage {
 struct Progress {
     epoch: u64,
     position: FillPosition,
+    /// Rows that were read for what it has of the window that it is in.
+    read: u64,
     /// Hellos of the epoch.
     hellos: u64,
     /// Whether a batch of the epoch came.
@@ -203,8 +214,9 @@ impl FillOracle {
         }
         for status in leader {
             let Some(leg) = known.and_then(|known| known.legs.get(&status.leg)) else { continue };
-            let LegStatus { epoch, round, done, upto, is_live, .. } = status.clone();
-            let found = Leg { epoch, round, done, upto, is_live };
+            let LegStatus { epoch, round, done, upto, is_live, read, takeovers, retries, .. } = status.clone();
+            let (begun, epochs) = ((takeovers, retries), leg.epochs.clone());
+            let found = Leg { epoch, round, done, upto, is_live, rows: read, begun, epochs };
             if found != *leg {
                 let what = format!("leg {} at {region}: its leader says {found:?}, its log {leg:?}", status.leg);
                 return Err(violation("a leg is not what its log says", vec![what]));
@@ -331,7 +343,7 @@ impl FillOracle {
                 ];
                 return Err(violation("more is sent again than one batch for each hello", evidence));
             }
-            return same(at, &what, &Taken::At(from.position.clone()), answer);
+            return same(at, &what, &Taken::At(from.position.clone(), from.read), answer);
         }
         match answer {
             // What it comes to cannot be computed.
@@ -339,8 +351,17 @@ impl FillOracle {
                 filled.stage = Stage::Failed;
                 return Ok(());
             }
-            answer => same(at, &what, &Taken::At(batch.to.clone()), answer)?,
+            answer => same(at, &what, &Taken::At(batch.to.clone(), batch.read), answer)?,
         }
+        let is_same = from.position.within.is_some() && batch.to.upto() == from.position.upto();
+        if batch.settled > batch.read || (is_same && batch.read < from.read + batch.changes.min(1)) {
+            let evidence = vec![
+                format!("{at}: {what}"),
+                format!("{} rows read, {} settled; before: {}", batch.read, batch.settled, from.read),
+            ];
+            return Err(violation("a batch says that fewer rows were read than were", evidence));
+        }
+        from.read = batch.read;
         from.taken.insert((batch.from.clone(), batch.to.clone()));
         from.position = batch.to.clone();
         filled.writes = Some(index);
@@ -415,7 +436,18 @@ impl Region {
                 return wrong("a leader that does not read for a leg is heard", vec![known]);
             }
             LegAnswer::Leg(leg) => {
-                Leg { epoch: leg.epoch, round: leg.round, done: leg.done, upto: leg.upto, is_live: leg.is_live }
+                let mut epochs = before.epochs.clone();
+                epochs.extend((*step == LegStep::Reign).then_some(epoch));
+                Leg {
+                    epoch: leg.epoch,
+                    round: leg.round,
+                    done: leg.done,
+                    upto: leg.upto,
+                    is_live: leg.is_live,
+                    rows: leg.rows,
+                    begun: (leg.takeovers, leg.retries),
+                    epochs,
+                }
             }
             LegAnswer::Deposed { epoch } if is_late && *epoch == before.epoch => return Ok(()),
             answer => {
@@ -445,6 +477,18 @@ impl Region {
         if !allowed || now.done > Some(self.sequence) {
             return wrong("a leg is through with what it did not read", moved);
         }
+        let terms: BTreeSet<u64> = now.epochs.iter().map(|epoch| epoch >> EPOCH_ATTEMPTS).collect();
+        let begun = (terms.len().saturating_sub(1) as u64, (now.epochs.len() - terms.len()) as u64);
+        if now.begun != begun {
+            return wrong("a leg was not taken over as often as it says", moved);
+        }
+        let rows = match step {
+            LegStep::Round { rows, .. } if now.done != before.done => *rows,
+            _ => 0,
+        };
+        if now.rows != before.rows + rows {
+            return wrong("rows of a round that is not through count, or those of one that is do not", moved);
+        }
         if let Some(done) = now.done {
             self.done.insert(id, done);
         }
@@ -463,11 +507,11 @@ impl Region {
         }
         if epoch > from.epoch {
             let is_resumed = from.is_resumed || !from.taken.is_empty();
-            let position = std::mem::take(&mut from.position);
-            *from = Progress { epoch, position, is_resumed, ..Progress::default() };
+            let (position, read) = (std::mem::take(&mut from.position), from.read);
+            *from = Progress { epoch, position, read, is_resumed, ..Progress::default() };
         }
         from.hellos += 1;
-        Taken::At(from.position.clone())
+        Taken::At(from.position.clone(), from.read)
     }
 }
 
@@ -545,13 +589,22 @@ mod tests {
         }
 
         fn greet(&mut self, epoch: u64, position: FillPosition) -> Result<(), String> {
-            self.apply(PLACE, &Command::Greet { source: source(), epoch }, encode_answer(&Taken::At(position)))
+            self.apply(PLACE, &Command::Greet { source: source(), epoch }, encode_answer(&taken(position)))
         }
 
         fn batch(&mut self, epoch: u64, from: FillPosition, to: FillPosition, answer: Taken) -> Result<(), String> {
             let rows = Bytes::new();
-            let batch =
-                Absorb { source: source(), epoch, from, to, rows: rows.clone(), ops: rows, changes: 0, read: 0 };
+            let batch = Absorb {
+                source: source(),
+                epoch,
+                from,
+                to,
+                rows: rows.clone(),
+                ops: rows,
+                changes: 0,
+                read: 0,
+                settled: 0,
+            };
             // The feeder goes on meanwhile.
             self.apply(FEEDER, &Command::Unpin { name: "x".into() }, done()).unwrap();
             self.apply(PLACE, &Command::Absorb(batch), encode_answer(&answer))
@@ -560,6 +613,10 @@ mod tests {
 
     fn source() -> Source {
         Source { leg: 0, feeder: FEEDER }
+    }
+
+    fn taken(position: FillPosition) -> Taken {
+        Taken::At(position, 0)
     }
 
     fn done() -> Bytes {
@@ -582,12 +639,12 @@ mod tests {
     #[test]
     fn a_batch_that_does_not_begin_where_the_region_is_must_not_be_taken() {
         let mut log = Log::begun(1);
-        log.batch(1, at(0), within(3, "b"), Taken::At(within(3, "b"))).unwrap();
-        log.batch(1, at(0), within(3, "b"), Taken::At(within(3, "b"))).unwrap();
-        let gap = log.batch(1, within(3, "c"), at(3), Taken::At(at(3))).unwrap_err();
+        log.batch(1, at(0), within(3, "b"), taken(within(3, "b"))).unwrap();
+        log.batch(1, at(0), within(3, "b"), taken(within(3, "b"))).unwrap();
+        let gap = log.batch(1, within(3, "c"), at(3), taken(at(3))).unwrap_err();
         assert_eq!(gap, "a region of a view takes what it must not, or refuses what it must take");
         let mut log = Log::begun(1);
-        let refused = log.batch(1, at(0), at(2), Taken::At(at(0))).unwrap_err();
+        let refused = log.batch(1, at(0), at(2), taken(at(0))).unwrap_err();
         assert_eq!(refused, "a region of a view takes what it must not, or refuses what it must take");
     }
 
@@ -600,9 +657,9 @@ mod tests {
             let event = Event::ViewWritten { region: PLACE, replica: ReplicaId(1), log_id, rows, ops, sequence };
             log.oracle.on_event(&Model::default(), &event).map_err(|violation| violation.signature)
         };
-        log.batch(1, at(0), at(3), Taken::At(at(3))).unwrap();
+        log.batch(1, at(0), at(3), taken(at(3))).unwrap();
         written(&mut log).unwrap();
-        log.batch(1, at(0), at(3), Taken::At(at(3))).unwrap();
+        log.batch(1, at(0), at(3), taken(at(3))).unwrap();
         let signature = written(&mut log).unwrap_err();
         assert_eq!(signature, "a region of a view writes rows of a batch that it does not take");
     }
@@ -611,19 +668,19 @@ mod tests {
     fn a_leader_before_the_one_that_said_hello_is_not_heard() {
         let mut log = Log::begun(2);
         log.batch(1, at(0), at(3), Taken::Deposed { epoch: 2 }).unwrap();
-        let signature = log.batch(1, at(0), at(3), Taken::At(at(3))).unwrap_err();
+        let signature = log.batch(1, at(0), at(3), taken(at(3))).unwrap_err();
         assert_eq!(signature, "a region of a view takes what it must not, or refuses what it must take");
     }
 
     #[test]
     fn a_leader_that_takes_over_begins_where_the_region_is() {
         let mut log = Log::begun(1);
-        log.batch(1, at(0), within(3, "b"), Taken::At(within(3, "b"))).unwrap();
+        log.batch(1, at(0), within(3, "b"), taken(within(3, "b"))).unwrap();
         log.greet(2, within(3, "b")).unwrap();
-        log.batch(2, within(3, "b"), at(3), Taken::At(at(3))).unwrap();
+        log.batch(2, within(3, "b"), at(3), taken(at(3))).unwrap();
         assert_eq!(log.oracle.take_resumed(), [(PLACE, true)]);
         log.greet(3, at(3)).unwrap();
-        let signature = log.batch(3, at(0), within(3, "b"), Taken::At(at(3))).unwrap_err();
+        let signature = log.batch(3, at(0), within(3, "b"), taken(at(3))).unwrap_err();
         assert_eq!(signature, "a leader does not begin where the region of the view is");
         assert_eq!(log.oracle.take_resumed(), [(PLACE, false)]);
     }
@@ -631,23 +688,23 @@ mod tests {
     #[test]
     fn more_than_one_batch_astray_for_each_hello_is_seen() {
         let mut log = Log::begun(1);
-        log.batch(1, at(0), at(3), Taken::At(at(3))).unwrap();
-        log.batch(1, within(3, "b"), at(3), Taken::At(at(3))).unwrap();
-        let signature = log.batch(1, within(3, "c"), at(3), Taken::At(at(3))).unwrap_err();
+        log.batch(1, at(0), at(3), taken(at(3))).unwrap();
+        log.batch(1, within(3, "b"), at(3), taken(at(3))).unwrap();
+        let signature = log.batch(1, within(3, "c"), at(3), taken(at(3))).unwrap_err();
         assert_eq!(signature, "more is sent again than one batch for each hello");
     }
 
     #[test]
     fn a_window_that_ends_in_the_future_is_seen() {
         let mut log = Log::begun(1);
-        let signature = log.batch(1, at(0), at(99), Taken::At(at(99))).unwrap_err();
+        let signature = log.batch(1, at(0), at(99), taken(at(99))).unwrap_err();
         assert_eq!(signature, "a batch is of a window that was not begun");
     }
 
     #[test]
     fn a_destination_in_the_middle_of_a_window_has_two_sequences() {
         let mut log = Log::begun(1);
-        log.batch(1, at(0), within(3, "b"), Taken::At(within(3, "b"))).unwrap();
+        log.batch(1, at(0), within(3, "b"), taken(within(3, "b"))).unwrap();
         let frontier = log.oracle.frontier(PLACE, source());
         assert_eq!(frontier, Frontier { since: None, within: within(3, "b").within });
         log.oracle.regions.get_mut(&FEEDER).unwrap().done.insert(LegId { view: PLACE.table(), leg: 0 }, Sequence(3));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use engine::event::{Event, Listen};
 use engine::meta::catalog::TableDef;
 use engine::meta::view::{View, ViewState};
-use engine::meta::{Command, MetaState, Outcome, Step};
+use engine::meta::{Entry, MetaState, Outcome, Step};
 use engine::region::request::LegStatus;
 use engine::types::{NodeId, RegionId, ReplicaId};
 use tokio::sync::{mpsc, watch};
@@ -377,8 +377,8 @@ impl State {
             return;
         }
         self.meta_applied = Some(log_id.index);
-        let Ok(command) = Command::decode(command) else { return };
-        if let Outcome::Advanced { reached } = self.meta.apply(command)
+        let Ok(entry) = Entry::decode(command) else { return };
+        if let Outcome::Advanced { reached } = self.meta.apply_entry(entry)
             && reached.contains(&Step::Leaving)
         {
             self.moved();

@@ -207,7 +207,7 @@ impl Marks {
         let (Ok(Command::Absorb(batch)), Ok(answer)) = (Command::decode(command), decode_answer(outcome)) else {
             return;
         };
-        let came_again = matches!(answer, Taken::At(position) if batch.to <= position);
+        let came_again = matches!(answer, Taken::At(position, _) if batch.to <= position);
         self.reached(if came_again { Mark::BatchSentAgain } else { Mark::BatchRefused }, true);
     }
 
@@ -276,7 +276,8 @@ mod tests {
             let source = Source { leg: 0, feeder: region };
             let (from, to) = (FillPosition::default(), FillPosition::at(Sequence(3)));
             let (rows, ops) = (Bytes::new(), Bytes::new());
-            let batch = Command::Absorb(Absorb { source, epoch: 1, from, to, rows, ops, changes: 0, read: 0 });
+            let batch =
+                Command::Absorb(Absorb { source, epoch: 1, from, to, rows, ops, changes: 0, read: 0, settled: 0 });
             let applied = Event::Applied {
                 region: place,
                 replica,
@@ -319,7 +320,7 @@ mod tests {
             Mark::ResumedLaterRound => one(resumed(2, false)),
             Mark::ResumedLive => one(resumed(2, true)),
             Mark::BatchRefused => refused(Taken::Deposed { epoch: 9 }),
-            Mark::BatchSentAgain => refused(Taken::At(FillPosition::at(Sequence(9)))),
+            Mark::BatchSentAgain => refused(Taken::At(FillPosition::at(Sequence(9)), 9)),
             Mark::SnapshotAtFeeder => vec![WhileRead(installed)],
             Mark::SnapshotAtView => vec![WhileFilled(installed)],
             Mark::ElectionUnderBatch => {

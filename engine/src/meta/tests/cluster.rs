@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{bootstrap, table};
+use crate::clock::{Clock, OsClock};
 use crate::error::{Error, Invalid, IoKind, Result};
 use crate::event::{Event, Events, Listen};
 use crate::meta::catalog::TableDef;
@@ -643,7 +644,8 @@ impl World {
         world.lock().dead_ms = dead_ms;
         world.lock().random = seed;
         world.lock().nodes = (1..=nodes).map(|node| (NodeId(node), Node::default())).collect();
-        world.lock().log = vec![bootstrap(nodes).encode(), Command::OpenSession.encode()];
+        world.lock().log =
+            [bootstrap(nodes), Command::OpenSession].map(|command| command.at(Timestamp(0)).encode()).into();
         world.elect();
         world
     }
@@ -673,8 +675,10 @@ impl World {
             ..Options::default()
         };
         let events = Events::heard_by(NodeId(term), Arc::new(self.clone()));
-        let runner = Runner::new(group.clone(), Arc::new(self.clone()), machine.clone(), events.clone(), &options);
-        let service = Service::new(group, machine.clone(), events, runner.obstacles(), &options);
+        let clock: Arc<dyn Clock> = Arc::new(OsClock);
+        let nodes = Arc::new(self.clone());
+        let runner = Runner::new(group.clone(), nodes, machine.clone(), clock.clone(), events.clone(), &options);
+        let service = Service::new(group, machine.clone(), clock, events, runner.obstacles(), &options);
         let running = Mutex::new(Some(tokio::spawn(async move { runner.run(term).await })));
         let leader = Arc::new(Leader { service, machine, running });
         inner.leader = Some(leader.clone());

@@ -8,10 +8,12 @@ use proptest::prelude::*;
 use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid, Result};
 use crate::meta::command::FORMAT;
-use crate::meta::{Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Step, Target};
+use crate::meta::{
+    Command, Decision, Entry as Logged, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Step, Target,
+};
 use crate::region::request::ReplicaStatus;
 use crate::server::message::{Request, Response};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Sequence, SessionId, TableId};
+use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Sequence, SessionId, TableId, Timestamp};
 
 /// An entry in the making: indexes are turned into what exists when its turn comes.
 #[derive(Clone, Debug)]
@@ -301,10 +303,11 @@ proptest! {
         let mut log = Vec::new();
         let mut apply = |state: &mut MetaState, model: &mut Model, command: Command| {
             let before = state.clone();
-            let outcome = state.apply(command.clone());
+            let entry = command.clone().at(Timestamp(7));
+            log.push(entry.encode());
+            let outcome = state.apply_entry(entry);
             state.check();
             model.check(&command, &outcome, &before, state);
-            log.push(command.encode());
             outcome
         };
         let limits = Limits { results, table_regions: 3 };
@@ -335,8 +338,8 @@ proptest! {
         prop_assert!(state.answers().count() as u64 <= results.max(1) || results == 1_000);
 
         let mut replayed = MetaState::new();
-        for command in &log {
-            replayed.apply(Command::decode(command).unwrap());
+        for entry in &log {
+            replayed.apply_entry(Logged::decode(entry).unwrap());
         }
         prop_assert_eq!(replayed.encode(), state.encode(), "the log gives another state when it is replayed");
         prop_assert_eq!(MetaState::decode(&state.encode()).unwrap(), state);
@@ -348,8 +351,8 @@ proptest! {
         let mut state = MetaState::new();
         state.apply(super::bootstrap(3));
         for bytes in [bytes.clone(), [&[FORMAT][..], &bytes].concat()] {
-            if let Ok(command) = Command::decode(&bytes) {
-                state.apply(command);
+            if let Ok(entry) = Logged::decode(&bytes) {
+                state.apply_entry(entry);
             }
             let _ = MetaState::decode(&bytes);
         }

@@ -22,9 +22,11 @@ use goldenscript::{ArgumentConsumer, Context};
 use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid};
 use crate::meta::catalog::{RegionDef, TableDef};
-use crate::meta::{Answer, Command, Decision, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target};
+use crate::meta::{
+    Answer, Command, Decision, Entry, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target,
+};
 use crate::server::message::{Replacement, Request};
-use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId};
+use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId, Timestamp};
 
 #[test]
 fn scripts() {
@@ -34,7 +36,8 @@ fn scripts() {
 #[derive(Default)]
 struct Script {
     state: MetaState,
-    log: Vec<Command>,
+    log: Vec<Entry>,
+    clock: Timestamp,
 }
 
 impl goldenscript::Runner for Script {
@@ -133,9 +136,8 @@ impl goldenscript::Runner for Script {
             }
             "restart" => {
                 let mut replayed = MetaState::new();
-                self.log.iter().for_each(|command| {
-                    let command = Command::decode(&command.encode()).expect("was encoded");
-                    replayed.apply(command);
+                self.log.iter().for_each(|entry| {
+                    replayed.apply_entry(Entry::decode(&entry.encode()).expect("was encoded"));
                 });
                 assert_eq!(replayed, self.state, "the log gives another state when it is replayed");
                 self.state = MetaState::decode(&self.state.encode())?;
@@ -153,8 +155,9 @@ impl goldenscript::Runner for Script {
 impl Script {
     fn apply(&mut self, command: Command) -> String {
         let before = lines(&self.state);
-        self.log.push(command.clone());
-        let outcome = self.state.apply(command);
+        let entry = command.at(self.clock);
+        self.log.push(entry.clone());
+        let outcome = self.state.apply_entry(entry);
         self.state.check();
         let after = lines(&self.state);
         let mut output = shown_outcome(&outcome) + "\n";

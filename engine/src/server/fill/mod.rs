@@ -21,7 +21,6 @@
 mod pace;
 mod plan;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -47,7 +46,7 @@ use crate::meta::request::MetaRequest;
 use crate::raft::Group;
 use crate::region::Region;
 use crate::region::command::{Command, LegAnswer, decode_answer};
-use crate::region::leg::{Leg, LegPage, LegStep};
+use crate::region::leg::{Leg, LegPage, LegStep, next_epoch};
 use crate::region::request::{Absorb, Taken};
 use crate::types::{FillPosition, LegId, Op, Position, RegionId, ReplicaId, Sequence, Source, encode_batch};
 use crate::view::Program;
@@ -127,19 +126,6 @@ struct Reader<'a> {
     term: u64,
     /// Of the attempt at hand, see [`next_epoch`].
     epoch: u64,
-}
-
-/// The epoch of the next attempt to read a leg whose last one was `last`, by the leader of `term`; none: a later one leads.
-///
-/// Each attempt has one of its own: a batch of the attempt before, of which nobody knows whether it will arrive, must not be taken
-/// when this one has found out how far the destinations are.
-fn next_epoch(last: u64, term: u64) -> Option<u64> {
-    const ATTEMPTS: u32 = 24;
-    match (last >> ATTEMPTS).cmp(&term) {
-        Ordering::Less => Some(term << ATTEMPTS),
-        Ordering::Equal => Some(last + 1),
-        Ordering::Greater => None,
-    }
 }
 
 /// Why a leg is not read any more, for now.
@@ -271,7 +257,8 @@ impl Reader<'_> {
                 Next::Broken(message) => return Err(End::Failed(message)),
                 Next::Round { goes_live } => {
                     let at = self.node.now();
-                    let now = self.log(id, LegStep::Round { done: leg.round, goes_live, at }).await?;
+                    let rows = plan::rows(&leg, &destinations);
+                    let now = self.log(id, LegStep::Round { done: leg.round, goes_live, rows, at }).await?;
                     // The one before is given back first.
                     drop(slow.take());
                     if let Some(upto) = now.upto.filter(|_| now.rate_limit.is_none()) {
@@ -338,6 +325,9 @@ impl Reader<'_> {
         let mut after: Option<Position> = to.values().min().cloned().flatten();
         // Pages that a destination was not sent anything of.
         let mut silent: BTreeMap<RegionId, u64> = BTreeMap::new();
+        // Rows of the window before where it begins, as whoever read them counted; and those of this attempt.
+        let before = to.iter().filter(|(_, from)| after.is_some() && **from == after).map(|(region, _)| *region);
+        let mut settled = before.map(|region| known(destinations, region).read).max().unwrap_or(0);
         let mut read = 0;
         let started = Instant::now();
         loop {
@@ -389,7 +379,8 @@ impl Reader<'_> {
                     rows: share.rows,
                     ops: share.ops,
                     changes: share.changes,
-                    read: read - rows,
+                    read: settled + rows,
+                    settled,
                 };
                 batches.push(self.deliver(table, *region, batch));
             }
@@ -397,13 +388,17 @@ impl Reader<'_> {
             let mut failed = None;
             for (region, answer) in join_all(batches).await {
                 match answer {
-                    Ok(position) => known(destinations, region).position = position,
+                    Ok(position) => {
+                        let destination = known(destinations, region);
+                        (destination.position, destination.read) = (position, settled + rows);
+                    }
                     Err(end) => failed = Some(end),
                 }
             }
             if let Some(end) = failed {
                 return Err(end);
             }
+            settled += rows;
             if let Some(rate) = leg.rate_limit.filter(|_| !leg.is_live) {
                 let earliest = Duration::from_secs_f64(read as f64 / rate.max(1) as f64);
                 sleep_until(started + earliest).await;
@@ -412,7 +407,8 @@ impl Reader<'_> {
             after = Some(next);
         }
         for region in to.keys() {
-            known(destinations, *region).sent = Some(upto);
+            let destination = known(destinations, *region);
+            (destination.sent, destination.read) = (Some(upto), settled);
         }
         Ok(())
     }
@@ -445,7 +441,7 @@ impl Reader<'_> {
         let view_name = name.clone();
         events.emit(|| Event::BatchSent { region: feeder, replica, view: name, destination: region, rows });
         match self.ask(view, region, Request::Absorb { region, batch }).await? {
-            Taken::At(position) if position == to => {
+            Taken::At(position, _) if position == to => {
                 events.emit(|| Event::BatchAcknowledged {
                     region: feeder,
                     replica,
@@ -455,7 +451,7 @@ impl Reader<'_> {
                 });
                 Ok(position)
             }
-            Taken::At(position) => {
+            Taken::At(position, _) => {
                 let what = format!("region {region} of view {view_name} is at {position}, not at {to}");
                 Err(End::Interrupted(Error::Busy { what }))
             }
@@ -468,7 +464,7 @@ impl Reader<'_> {
         let source = Source { leg: id.leg, feeder: self.region.region() };
         let hello = |region: RegionId| async move {
             match self.ask(&leg.view, region, Request::Greet { region, source, epoch: self.epoch }).await? {
-                Taken::At(position) => Ok((region, Destination { position, sent: None })),
+                Taken::At(position, read) => Ok((region, Destination { position, read, sent: None })),
                 other => Err(self.refused(other)),
             }
         };
@@ -595,18 +591,4 @@ fn shares(id: LegId, program: &Program, table: &TableDef, page: LegPage, most: u
         shares.insert(table.regions[share.region].id, encoded);
     }
     Ok(Shares::Small(shares))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_attempt_has_an_epoch_of_its_own_and_a_later_leader_a_later_one() {
-        let first = next_epoch(0, 3).unwrap();
-        let second = next_epoch(first, 3).unwrap();
-        let other = next_epoch(second, 4).unwrap();
-        assert!(first < second && second < other);
-        assert_eq!(next_epoch(other, 3), None, "the leader of a later term reads");
-    }
 }

@@ -15,6 +15,8 @@ use crate::types::{FillPosition, Position, RegionId, Sequence};
 pub(super) struct Destination {
     /// What it said it has.
     pub position: FillPosition,
+    /// Rows of the feeder that were read for what it has of the window that it is in, or was.
+    pub read: u64,
     /// What it has, as it was sent all that there was for it.
     pub sent: Option<Sequence>,
 }
@@ -99,6 +101,14 @@ pub(super) fn next(
     Next::Send(Window { since, upto, to })
 }
 
+/// Rows that were read in the round that is through.
+pub(super) fn rows(leg: &Leg, destinations: &BTreeMap<RegionId, Destination>) -> u64 {
+    let Some(upto) = leg.upto else { return 0 };
+    // Who was told of the window's end knows all that was read; the others may have missed what was not for them.
+    let ends = |one: &&Destination| one.sent == Some(upto) || one.position == FillPosition::at(upto);
+    destinations.values().filter(ends).map(|one| one.read).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +131,9 @@ mod tests {
         Leg {
             view: Box::new(view),
             epoch: 1,
+            takeovers: 0,
+            retries: 0,
+            rows: 0,
             round: u64::from(upto.is_some()),
             done: done.map(S),
             upto: upto.map(S),
@@ -146,7 +159,7 @@ mod tests {
 
     fn step(leg: &Leg, positions: &[FillPosition], visible: u64) -> Next {
         let destination = |(at, position): (usize, &FillPosition)| {
-            (RegionId(at as u64), Destination { position: position.clone(), sent: None })
+            (RegionId(at as u64), Destination { position: position.clone(), ..Destination::default() })
         };
         next(leg, &positions.iter().enumerate().map(destination).collect(), S(visible), 3)
     }
@@ -192,9 +205,27 @@ mod tests {
     fn what_was_sent_counts_where_nothing_was_to_be_sent() {
         let live = leg(Some(20), None, true);
         let mut destinations = BTreeMap::new();
-        destinations.insert(RegionId(0), Destination { position: at(Some(9)), sent: Some(S(25)) });
+        destinations.insert(RegionId(0), Destination { position: at(Some(9)), sent: Some(S(25)), read: 0 });
         assert_eq!(next(&live, &destinations, S(25), 3), Next::Wait);
-        destinations.insert(RegionId(1), Destination { position: at(Some(22)), sent: None });
+        destinations.insert(RegionId(1), Destination { position: at(Some(22)), sent: None, read: 0 });
         assert_eq!(next(&live, &destinations, S(25), 3), send(Some(22), 25, &[(1, None)]));
+    }
+
+    #[test]
+    fn a_round_has_as_many_rows_as_were_read_to_its_end() {
+        let second = leg(Some(9), Some(20), false);
+        let rows = |found: &[(FillPosition, Option<u64>, u64)]| {
+            let destination = |(position, sent, read): &(FillPosition, Option<u64>, u64)| Destination {
+                position: position.clone(),
+                sent: sent.map(S),
+                read: *read,
+            };
+            let found = found.iter().map(destination).enumerate().map(|(at, one)| (RegionId(at as u64), one));
+            rows(&second, &found.collect())
+        };
+        // Of a round before: 50. One was sent all that there was for it, which was nothing.
+        assert_eq!(rows(&[(at(Some(20)), None, 7), (at(Some(9)), None, 50)]), 7);
+        assert_eq!(rows(&[(at(Some(9)), Some(20), 7), (within(Some(9), 20, "k"), Some(20), 7)]), 7);
+        assert_eq!(rows(&[(at(Some(9)), None, 50)]), 0);
     }
 }
