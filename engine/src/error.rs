@@ -110,6 +110,8 @@ pub enum Invalid {
     UnknownFunction,
     UnknownOption,
     DuplicateTable,
+    UnknownIndex,
+    DuplicateIndex,
     HasDependants,
     ViewNotReady,
     ViewFailed,
@@ -154,6 +156,11 @@ impl From<AlterError> for Error {
             AlterError::Schema(SchemaError::DuplicateColumn(_)) => Invalid::DuplicateColumn,
             AlterError::Schema(_) => Invalid::Schema,
             AlterError::Option(err) => return err.clone().into(),
+            AlterError::DuplicateIndex(_) => Invalid::DuplicateIndex,
+            AlterError::UnknownIndex(_) => Invalid::UnknownIndex,
+            AlterError::IndexColumns(_) => Invalid::DuplicateColumn,
+            AlterError::Indexed { .. } => Invalid::HasDependants,
+            AlterError::IndexedAppend => Invalid::Unsupported,
         };
         Error::invalid(code, err.to_string())
     }
@@ -183,7 +190,9 @@ impl Error {
     /// | `unknown_function` | there is no such function |
     /// | `unknown_option` | a table has no such option |
     /// | `duplicate_table` | there is a table of that name; `IF NOT EXISTS` takes it as it is |
-    /// | `has_dependants` | a view reads the table or the column; drop the view, or DROP .. CASCADE |
+    /// | `unknown_index` | there is no such index |
+    /// | `duplicate_index` | the table has an index of that name; `IF NOT EXISTS` takes it as it is |
+    /// | `has_dependants` | a view reads the table or the column, or an index is ordered by it; drop that, or DROP .. CASCADE |
     /// | `view_not_ready` | the view is still being filled; WAIT FOR it |
     /// | `view_failed` | the view cannot be kept up to date; the message says why. REFILL or DROP it |
     /// | `duplicate_column` | a column is defined or given twice |
@@ -230,6 +239,8 @@ impl Error {
         "unknown_function",
         "unknown_option",
         "duplicate_table",
+        "unknown_index",
+        "duplicate_index",
         "has_dependants",
         "view_not_ready",
         "view_failed",
@@ -358,6 +369,8 @@ impl Invalid {
             Invalid::ViewNotReady => "view_not_ready",
             Invalid::ViewFailed => "view_failed",
             Invalid::DuplicateTable => "duplicate_table",
+            Invalid::UnknownIndex => "unknown_index",
+            Invalid::DuplicateIndex => "duplicate_index",
             Invalid::DuplicateColumn => "duplicate_column",
             Invalid::DuplicateFile => "duplicate_file",
             Invalid::WrongType => "wrong_type",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence, Vote};
+use crate::types::{Incarnation, IndexId, LogId, NodeId, RegionId, ReplicaId, Sequence, Vote};
 
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? })*) => {
@@ -102,6 +102,9 @@ impl Event {
             BatchRefused,
             ViewReady,
             ViewFailed,
+            IndexBackfilled,
+            IndexComplete,
+            IndexUsed,
             RouteRefreshed
         )
     }
@@ -631,6 +634,37 @@ events! {
         replica: ReplicaId,
         /// Why.
         reason: String,
+    }
+    /// A replica applied a chunk of the backfill of an index.
+    IndexBackfilled {
+        /// The region.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The index.
+        index: IndexId,
+        /// Rows that were read for it.
+        rows: u64,
+    }
+    /// The backfill of an index is through at a replica.
+    IndexComplete {
+        /// The region.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The index.
+        index: IndexId,
+    }
+    /// A page was read by the keys that an index found.
+    IndexUsed {
+        /// The region.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The index.
+        index: IndexId,
+        /// How many keys.
+        keys: u64,
     }
     /// A step of a table-level procedure took effect and is recorded.
     ProcedureStep {

@@ -97,6 +97,16 @@
 //!     all legs are, the view's regions hear that they may be read ([`Command::Ready`](region::command::Command::Ready)), and the
 //!     catalog has the view as ready.
 //!
+//! `CREATE INDEX by_dest ON flights (dest)`:
+//!
+//! 26. It is an ALTER: the schema has the index ([`types::IndexDef`]), and each region gets it by an entry. From that entry on
+//!     `Region::judge` of step 10 finds the rows that a write replaces, and `State::write` writes the entries of the index into a
+//!     tree of its own ([`Version::indexes`](storage::version::Version)) along with the rows ([`region::index`]).
+//! 27. Whoever leads the region logs the rows of before in chunks ([`Command::Backfill`](region::command::Command::Backfill)), each
+//!     with the cursor that follows it; what was changed since it was read is left out when the chunk is applied. When all regions
+//!     are through, which a procedure of meta watches, the catalog has the index as ready.
+//! 28. A query then names it to the regions (`frontend::index`), which find keys by it, and the rows by the keys as in step 17.
+//!
 //! # Modules, in reading order
 //!
 //! What they may use of each other is checked by the test `directions`.

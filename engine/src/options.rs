@@ -79,6 +79,8 @@ pub struct Options {
     pub fill_stale_rows: u64,
     /// A view for which a region keeps versions that are older than this has failed. 0: there is no bound.
     pub fill_stale_ms: u64,
+    /// A query looks for rows in an index if that finds no more of them in a region than these; otherwise the region is read.
+    pub index_keys: u64,
     /// A manifest is checkpointed after this many edits.
     pub manifest_checkpoint_edits: u64,
     /// Rows of a row group of an SST: the unit of pruning.
@@ -183,6 +185,7 @@ impl Default for Options {
             fill_slow_max_ms: 500,
             fill_stale_rows: 0,
             fill_stale_ms: 7 * 24 * 3_600_000,
+            index_keys: 65_536,
             manifest_checkpoint_edits: 10,
             sst_row_group_rows: 100_000,
             scan_batch_rows: 8_192,

@@ -61,6 +61,7 @@ impl Frontend {
     /// One row for each job, by id.
     pub(super) async fn jobs(&self, deadline: Deadline) -> Result<(SchemaRef, RecordBatch)> {
         let mut jobs = self.fill_jobs(deadline).await?;
+        jobs.extend(self.index_jobs(deadline).await?);
         jobs.sort_by_key(|job| job.id);
         show(&jobs)
     }

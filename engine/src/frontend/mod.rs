@@ -22,6 +22,7 @@ mod admin;
 mod change;
 mod check;
 mod deadline;
+mod index;
 mod insert;
 mod jobs;
 mod partition;

@@ -240,6 +240,7 @@ mod tests {
             partition: table.partition,
             regions: (0..count).map(region).collect(),
             view: None,
+            indexes: BTreeMap::new(),
         }
     }
 

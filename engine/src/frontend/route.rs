@@ -15,7 +15,9 @@ use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus};
 use crate::metrics::Sample;
 use crate::options::Options;
-use crate::region::request::{LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanRequest, SstStatus};
+use crate::region::request::{
+    IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanRequest, SstStatus,
+};
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
 use crate::sql::suggest;
@@ -198,6 +200,14 @@ impl Routes {
     pub async fn positions(&self, region: &RegionDef, deadline: Deadline) -> Result<Vec<PositionStatus>> {
         match self.region(region, &Request::Positions { region: region.id }, deadline).await.result? {
             Response::Positions(positions) => Ok(positions),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// How far the indexes of a region are.
+    pub async fn indexes(&self, region: &RegionDef, deadline: Deadline) -> Result<Vec<IndexStatus>> {
+        match self.region(region, &Request::Indexes { region: region.id }, deadline).await.result? {
+            Response::Indexes(indexes) => Ok(indexes),
             other => Err(mismatch(&other)),
         }
     }

@@ -26,6 +26,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::Frontend;
 use super::deadline::Deadline;
+use super::index::choose;
 use super::partition::prune;
 use super::route::mismatch;
 use crate::error::{Error, Invalid, Result};
@@ -35,7 +36,7 @@ use crate::region::request::{ScanAnswer, ScanRequest};
 use crate::server::message::{Request, Response};
 use crate::sql::to_value;
 use crate::types::{
-    Column, Condition, Key, Predicate, RegionId, Sequence, Value, decode_batch, decode_key, encode_keys,
+    Column, Condition, IndexId, Key, Predicate, RegionId, Sequence, Value, decode_batch, decode_key, encode_keys,
 };
 
 /// The column that holds the version of each row.
@@ -257,6 +258,8 @@ pub(super) struct RegionScan {
     /// Of the rows that are asked for: the same, and the key where rows are chosen by it.
     asked: SchemaRef,
     predicates: Vec<Predicate>,
+    /// The index that is to find them, and its name.
+    index: Option<(IndexId, String)>,
     /// Positions of the regions that can have matching rows.
     regions: Vec<usize>,
     limit: Option<usize>,
@@ -292,7 +295,10 @@ impl RegionScan {
             Boundedness::Bounded,
         );
         let asked = Arc::new(ArrowSchema::new(asked));
-        RegionScan { source, schema, asked, predicates, regions, limit, properties: Arc::new(properties) }
+        // Where the sequences are given they may be those of before it was complete.
+        let index = source.upto.is_none().then(|| choose(&source.table, &predicates)).flatten();
+        let index = index.map(|index| (index.id, index.name.clone()));
+        RegionScan { source, schema, asked, predicates, index, regions, limit, properties: Arc::new(properties) }
     }
 
     /// One line for each region of the table: what is asked of it.
@@ -311,6 +317,9 @@ impl RegionScan {
         if !self.predicates.is_empty() {
             let predicates: Vec<String> = self.predicates.iter().map(Predicate::to_string).collect();
             text.push_str(&format!(", predicates=[{}]", predicates.join(" AND ")));
+        }
+        if let Some((_, index)) = &self.index {
+            text.push_str(&format!(", index={index}"));
         }
         if let Some(limit) = self.limit {
             text.push_str(&format!(", limit={limit}"));
@@ -335,6 +344,7 @@ impl RegionScan {
             page_rows: self.limit.map_or(0, |limit| limit.max(1) as u64),
             with_sequence: self.asked.fields().len() > self.asked.fields().iter().filter(named).count(),
             include_deleted: false,
+            index: self.index.as_ref().map(|(index, _)| *index),
             stale_ms: None,
         };
         let routes = self.source.frontend.routes();
@@ -428,6 +438,7 @@ impl ExecutionPlan for RegionScan {
             schema: self.schema.clone(),
             asked: self.asked.clone(),
             predicates: self.predicates.clone(),
+            index: self.index.clone(),
             regions: self.regions.clone(),
             limit: self.limit,
             properties: self.properties.clone(),
@@ -509,6 +520,7 @@ mod tests {
             partition: table.partition,
             regions: Vec::new(),
             view: None,
+            indexes: Default::default(),
         };
         let predicates = predicates(&filter, &table)?;
         Some(predicates.iter().map(Predicate::to_string).collect::<Vec<_>>().join(" AND "))

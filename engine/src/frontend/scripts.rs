@@ -224,6 +224,7 @@ scripts! {
     create
     errors
     explain
+    indexes
     insert
     merge_modes
     options

@@ -108,29 +108,19 @@ impl Session {
             Statement::WaitFor { what: WaitFor::View(name), timeout } => {
                 self.wait_for_view(name, *timeout, deadline).await
             }
-            Statement::WaitFor { what: WaitFor::Index { .. }, .. } => Err(unsupported("WAIT FOR INDEX")),
-            Statement::CreateIndex { .. } => Err(unsupported("CREATE INDEX")),
-            Statement::DropIndex { .. } => Err(unsupported("DROP INDEX")),
+            Statement::WaitFor { what: WaitFor::Index { name, table }, timeout } => {
+                self.wait_for_index(name, table, *timeout, deadline).await
+            }
+            Statement::CreateIndex { name, table, columns, if_not_exists } => {
+                self.create_index(name, table, columns, *if_not_exists, deadline).await
+            }
+            Statement::DropIndex { name, table, if_exists } => self.drop_index(name, table, *if_exists, deadline).await,
             Statement::CheckView { name } => self.check_view(name, deadline).await,
-            Statement::CheckIndex { .. } => Err(unsupported("ADMIN CHECK INDEX")),
+            Statement::CheckIndex { name, table } => self.frontend.check_index(name, table, deadline).await,
             Statement::Checksum { .. } => Err(unsupported("ADMIN CHECKSUM TABLE")),
             Statement::AlterTable(alter) => {
-                // What is done already is done of the table as it is.
-                self.frontend.routes().forget(&alter.name);
-                let table = self.frontend.routes().table(&alter.name, deadline).await?;
-                let now = self.frontend.shared.clock.now();
-                let alterations = alter.resolve(&table.schema, &self.frontend.planner().evaluator(now))?;
-                if alterations.is_empty() {
-                    return Ok(Output::Done);
-                }
-                let open = self.begin(deadline).await?;
-                let (name, of) = (alter.name.clone(), (table.id, table.schema.version));
-                let request = MetaRequest::AlterTable { name, of, alterations, request: open.name() };
-                match self.meta(request, deadline).await? {
-                    MetaAnswer::Altered(table) => self.frontend.routes().remember(Arc::new(table)),
-                    other => return Err(mismatch(&other)),
-                }
-                Ok(Output::Done)
+                let evaluator = self.frontend.planner().evaluator(self.frontend.shared.clock.now());
+                self.alter(&alter.name, deadline, |table| alter.resolve(&table.schema, &evaluator)).await
             }
             Statement::TruncateTable { name } => {
                 let open = self.begin(deadline).await?;

@@ -20,10 +20,21 @@ use crate::metrics::Sample;
 use crate::region::request::{PinStatus, ReplicaStatus, SstStatus};
 use crate::sql::partition::show_rule;
 use crate::sql::{invalid, suggest};
-use crate::types::{NodeId, RegionId, ReplicaId};
+use crate::types::{IndexId, NodeId, RegionId, ReplicaId};
 
-const TABLES: [&str; 10] =
-    ["tables", "views", "regions", "ssts", "pins", "jobs", "fills", "fill_regions", "fill_positions", "metrics"];
+const TABLES: [&str; 11] = [
+    "tables",
+    "views",
+    "indexes",
+    "regions",
+    "ssts",
+    "pins",
+    "jobs",
+    "fills",
+    "fill_regions",
+    "fill_positions",
+    "metrics",
+];
 
 impl Frontend {
     pub(super) async fn show_tables(&self, deadline: Deadline) -> Result<Output> {
@@ -42,6 +53,7 @@ impl Frontend {
             "pins" => self.pins(deadline).await?,
             "metrics" => self.metrics(deadline).await?,
             "views" => self.views(deadline).await?,
+            "indexes" => self.indexes(deadline).await?,
             "fills" => self.jobs(deadline).await?,
             "fill_regions" => self.fill_regions(deadline).await?,
             "fill_positions" => self.fill_positions(deadline).await?,
@@ -160,6 +172,11 @@ impl Frontend {
             let table = tables.iter().find(|table| table.id == region.table());
             table.map(|table| table.name.clone())
         };
+        let index = |region: RegionId, index: IndexId| {
+            let table = tables.iter().find(|table| table.id == region.table())?;
+            let def = table.schema.indexes().iter().find(|def| def.id == index);
+            Some(def.map_or_else(|| index.to_string(), |def| def.name.clone()))
+        };
         let column = |value: fn(&SstStatus) -> u64| -> ArrayRef {
             Arc::new(files.iter().map(|(.., file)| file.as_ref().map(value)).collect::<UInt64Array>())
         };
@@ -172,6 +189,7 @@ impl Frontend {
             ("replica", false, Arc::new(UInt64Array::from_iter_values(files.iter().map(|(_, replica, ..)| replica.0)))),
             ("node", false, Arc::new(UInt64Array::from_iter_values(files.iter().map(|(_, _, node, _)| node.0)))),
             ("file", true, texts(files.iter().map(|(.., file)| Some(file.as_ref()?.file.clone())))),
+            ("index_name", true, texts(files.iter().map(|(region, .., file)| index(*region, file.as_ref()?.index?)))),
             ("level", true, column(|file| u64::from(file.level))),
             ("rows", true, column(|file| file.rows)),
             ("bytes", true, column(|file| file.bytes)),

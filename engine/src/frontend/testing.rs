@@ -16,17 +16,19 @@ use super::{Frontend, Session};
 use crate::clock::Clock;
 use crate::error::{Error, Invalid, Result};
 use crate::event::{Event, Events, Listen};
-use crate::meta::catalog::{CreateTable, PartitionRule, RegionDef, TableDef};
+use crate::meta::catalog::{CreateTable, IndexState, PartitionRule, RegionDef, TableDef};
 use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::metrics::Sample;
 use crate::options::Options;
-use crate::region::request::{PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest};
+use crate::region::request::{
+    IndexCheck, IndexStatus, PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest,
+};
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};
 use crate::types::{
-    Alteration, Column, ColumnDefault, ColumnType, Condition, Key, LogId, NodeId, Place, Position, ProcedureId,
-    RegionId, ReplicaId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch, encode_batch,
-    encode_keys,
+    Alteration, Column, ColumnDefault, ColumnType, Condition, IndexDef, Key, LogId, NodeId, Place, Position,
+    ProcedureId, RegionId, ReplicaId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp, Value, decode_batch,
+    encode_batch, encode_keys,
 };
 
 /// The nodes of the cluster.
@@ -313,6 +315,9 @@ impl State {
                 if let Some(stale_ms) = scan.stale_ms {
                     text.push_str(&format!(" stale={stale_ms}ms"));
                 }
+                if let Some(index) = scan.index {
+                    text.push_str(&format!(" index={index}"));
+                }
                 if scan.page_rows > 0 {
                     text.push_str(&format!(" page={}", scan.page_rows));
                 }
@@ -398,6 +403,22 @@ impl State {
                     at: Timestamp(1_000),
                 };
                 Ok(Response::Pins(region.pins.iter().map(status).collect()))
+            }
+            Request::Indexes { region: id } => {
+                self.check_leader(node, id)?;
+                let table = self.table(id)?;
+                let rows = self.regions[&id].rows.len() as u64;
+                let status = |index: &IndexDef| {
+                    let is_complete = table.indexes.get(&index.id).is_some_and(|state| state.is_ready);
+                    let read = if is_complete { rows } else { rows / 2 };
+                    IndexStatus { region: id, index: index.id, is_complete, read, rows, takeovers: 1, retries: 0 }
+                };
+                Ok(Response::Indexes(table.schema.indexes().iter().map(status).collect()))
+            }
+            Request::CheckIndex { region: id, .. } => {
+                self.check_leader(node, id)?;
+                let rows = self.regions[&id].rows.len() as u64;
+                Ok(Response::IndexChecked(IndexCheck { region: id, rows, missing: 0, extra: 0 }))
             }
             Request::Flush { region } | Request::Compact { region, .. } => {
                 self.table(region)?;
@@ -529,6 +550,13 @@ impl State {
         let altered = table.schema.altered(alterations)?;
         table.partition = table.partition.renamed(&table.schema, &altered);
         let was = std::mem::replace(&mut table.schema, altered);
+        // They are backfilled at once, but for some.
+        let state = |index: &IndexDef| {
+            let job = ProcedureId(100 + u64::from(index.id.0));
+            let (is_ready, started_at) = (!index.name.starts_with("slow"), Timestamp(1_000));
+            (index.id, IndexState { job, is_ready, started_at })
+        };
+        table.indexes = table.schema.indexes().iter().map(state).collect();
         for (_, region) in self.regions.iter_mut().filter(|(id, _)| id.table() == table.id) {
             let images = region.rows.values_mut().flatten().filter_map(|(_, image)| image.as_mut());
             images.for_each(|image| *image = reshaped(image, &was, &table.schema));
@@ -570,7 +598,7 @@ impl State {
             self.regions.insert(region.id, Region { leader, ..Region::default() });
         }
         let CreateTable { name, schema, partition, view, .. } = table;
-        let table = TableDef { id, name: name.clone(), schema, partition, regions, view };
+        let table = TableDef { id, name: name.clone(), schema, partition, regions, view, indexes: BTreeMap::new() };
         self.tables.insert(name, table.clone());
         Ok(MetaAnswer::Created(table))
     }
@@ -602,6 +630,7 @@ impl State {
             replica: ReplicaId(node.0),
             node,
             file: format!("f{}", id.number()),
+            index: None,
             level: 0,
             rows: region.rows.len() as u64,
             bytes: 100,

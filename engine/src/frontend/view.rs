@@ -63,6 +63,10 @@ impl Session {
         let request = MetaRequest::ControlJob { job: ProcedureId(job), control, request: open.name() };
         match self.meta(request, deadline).await? {
             MetaAnswer::Controlled => Ok(Output::Done),
+            MetaAnswer::Altered(table) => {
+                self.frontend().routes().remember(Arc::new(table));
+                Ok(Output::Done)
+            }
             MetaAnswer::Dropped(_) => {
                 self.frontend().routes().forget_tables();
                 Ok(Output::Done)

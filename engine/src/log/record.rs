@@ -21,7 +21,7 @@ use crate::types::{LogId, ReplicaId, Vote};
 pub(super) const HEADER: usize = 48;
 
 /// The layout above, and of what stands in the entries. A log that says another number was written by another version of the program.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 
 const LAST: u8 = 1;
 const COMMITTED: u8 = 2;
@@ -272,7 +272,7 @@ mod tests {
     fn another_format_is_named() {
         let mut header = Header::new(&Record::Segment(1), 1, true, 0, 0);
         header.term = FORMAT - 1;
-        assert_eq!(header.record(), Err("format 1, this program knows 2".into()));
+        assert_eq!(header.record(), Err("format 2, this program knows 3".into()));
         header.kind = 99;
         assert_eq!(header.record(), Err("a record of the unknown kind 99".into()));
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ColumnId, NodeId, RegionId, ReplicaId, Schema, TableId, Value};
+use crate::types::{ColumnId, IndexId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, TableId, Timestamp, Value};
 
 /// A table and where its rows are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,19 @@ pub struct TableDef {
     pub regions: Vec<RegionDef>,
     /// Of a materialized view: where its rows come from.
     pub view: Option<Box<ViewDef>>,
+    /// How far the indexes of its schema are.
+    pub indexes: BTreeMap<IndexId, IndexState>,
+}
+
+/// How far an index is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexState {
+    /// Names its backfill: the procedure that watches it, or did.
+    pub job: ProcedureId,
+    /// Whether all regions have all rows in it: queries use it from then on.
+    pub is_ready: bool,
+    /// When it was recorded, by the clock of meta's leader of then.
+    pub started_at: Timestamp,
 }
 
 /// A materialized view, besides its columns and regions: what it is filled with.

@@ -267,6 +267,8 @@ pub enum Step {
     Detaching,
     /// View: its regions are being told that it has failed.
     Failing,
+    /// Index: the regions are being asked how far they are.
+    Indexing,
     /// Create: all replicas exist. Drop: all replicas are gone. Truncate, alter: all regions have done it.
     /// Move: the old replica is gone.
     Done,
@@ -298,6 +300,7 @@ impl Step {
             Step::Controlling => "controlling",
             Step::Detaching => "detaching",
             Step::Failing => "failing",
+            Step::Indexing => "indexing",
             Step::Done => "done",
         }
     }

@@ -7,6 +7,7 @@
 //! drop     Unpublished -> (ended: done)
 //! truncate Truncating  -> (ended: done)
 //! alter    Altering    -> (ended: done)
+//! index    Indexing    -> (ended: the index is ready)
 //! move     Making -> Joining -> Switching -> Leaving -> (ended: done)
 //!              \         \____________\__> Retracting -> Withdrawing -> (ended: failed)
 //!               \_________________________________________^
@@ -16,6 +17,7 @@
 //! background until it is done: nodes that are down then hold up nobody. TRUNCATE and
 //! ALTER are answered at their end; they need each region's leader, not each replica. The catalog has the new columns when all
 //! regions have: whoever still comes with the old ones to a region that has the new ones is sent back to ask.
+//! An index comes with an ALTER, whose end begins the procedure that watches the backfill; the leaders of the regions do it.
 //! A move is decided at Leaving, when the region's members are others, or at Withdrawing. It is given up if the node that is to
 //! get the replica refuses it or has been dead for long, if the region's members are none that it can be done of, or if a step
 //! does not get on for very long, whatever the nodes answer; as long as the replica has no vote: from Retracting it goes back
@@ -34,7 +36,7 @@ use super::command::{Progress, StatementId, Step};
 use super::view::{After, Doing, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::{ProcedureRef, Replacement, Request, Response};
-use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId, Schema, TableId};
+use crate::types::{IndexId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, TableId};
 
 /// A procedure that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +124,13 @@ pub enum ProcedureState {
     },
     /// Something is being done about a view.
     View(ViewWork),
+    /// An index is being backfilled, by the leaders of the regions themselves.
+    Indexing {
+        /// The index.
+        index: IndexId,
+        /// Regions that are not known to be through.
+        open: BTreeSet<RegionId>,
+    },
     /// Move: the new replica is being made.
     Making(Move),
     /// Move: the new replica is being added to the region's group, without a vote.
@@ -223,10 +232,12 @@ pub enum Next {
 }
 
 impl Procedure {
-    /// `create_table`, `drop_table`, `truncate_table`, `alter_table` or `move_replica`: the name that events use.
+    /// `create_table`, `drop_table`, `truncate_table`, `alter_table`, `move_replica`, `create_index`, or the
+    /// [kind](ViewWork::kind) of what is done about a view: the name that events use.
     pub fn kind(&self) -> &'static str {
         match &self.state {
             ProcedureState::View(work) => work.kind(),
+            ProcedureState::Indexing { .. } => "create_index",
             ProcedureState::Unpublished { .. } => "drop_table",
             ProcedureState::Truncating { .. } => "truncate_table",
             ProcedureState::Altering { .. } => "alter_table",
@@ -277,6 +288,18 @@ impl Procedure {
             ProcedureState::Altering { schema, open } => self.of_regions(open, &BTreeSet::new(), attempt, |region| {
                 Request::Alter { region: region.id, by, schema: schema.clone() }
             }),
+            ProcedureState::Indexing { open, .. } => {
+                // Only the leader says, and somebody may wait for it.
+                let regions = self.subject.regions().iter().filter(|region| open.contains(&region.id));
+                let asked = |region: &RegionDef| {
+                    let region_id = region.id;
+                    let request = Request::Indexes { region: region_id };
+                    let nodes: Vec<NodeId> = region.replicas.values().copied().collect();
+                    let target = Target::Region(region_id);
+                    nodes.into_iter().map(move |node| Action { target, node, request: request.clone() })
+                };
+                regions.flat_map(asked).collect()
+            }
             ProcedureState::Truncating { open } => {
                 // The first one is often the leader; else each further attempt asks another one.
                 self.of_regions(open, &BTreeSet::new(), attempt, |region| Request::Truncate { region: region.id, by })
@@ -334,6 +357,11 @@ impl Procedure {
                     regions.insert(region);
                 }
                 (ProcedureState::GroupsFormed { .. }, ..) => {}
+                (ProcedureState::Indexing { index, .. }, Target::Region(region), Ok(Response::Indexes(status)))
+                    if status.iter().any(|one| one.index == *index && one.is_complete) =>
+                {
+                    regions.insert(region);
+                }
                 (
                     ProcedureState::ReplicasCreated { .. }
                     | ProcedureState::Truncating { .. }
@@ -419,6 +447,10 @@ impl Procedure {
             (ProcedureState::Truncating { open }, Progress::Regions(empty)) => {
                 let open = closed(open, &empty)?;
                 if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Truncating { open }) }
+            }
+            (ProcedureState::Indexing { index, open }, Progress::Regions(through)) => {
+                let (index, open) = (*index, closed(open, &through)?);
+                if open.is_empty() { Next::Ended } else { Next::Same(ProcedureState::Indexing { index, open }) }
             }
             (ProcedureState::Altering { schema, open }, Progress::Regions(altered)) => {
                 let (schema, open) = (schema.clone(), closed(open, &altered)?);
@@ -544,6 +576,7 @@ impl ProcedureState {
             ProcedureState::Truncating { .. } => Step::Truncating,
             ProcedureState::Altering { .. } => Step::Altering,
             ProcedureState::View(work) => work.step(),
+            ProcedureState::Indexing { .. } => Step::Indexing,
             ProcedureState::Making(_) => Step::Making,
             ProcedureState::Joining(_) => Step::Joining,
             ProcedureState::Switching(_) => Step::Switching,
@@ -577,6 +610,7 @@ impl ProcedureState {
             ProcedureState::Published { .. }
             | ProcedureState::Undoing { .. }
             | ProcedureState::Unpublished { .. }
+            | ProcedureState::Indexing { .. }
             | ProcedureState::Leaving(_)
             | ProcedureState::Withdrawing { .. } => true,
         }
@@ -631,7 +665,9 @@ impl ProcedureState {
             ProcedureState::ReplicasCreated { missing, open } | ProcedureState::GroupsFormed { missing, open } => {
                 missing.len() + open.len()
             }
-            ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => open.len(),
+            ProcedureState::Truncating { open }
+            | ProcedureState::Altering { open, .. }
+            | ProcedureState::Indexing { open, .. } => open.len(),
             ProcedureState::View(work) => work.open.len(),
             ProcedureState::Making(_)
             | ProcedureState::Joining(_)

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{CreateTable, LegDef, RegionDef, TableDef, ViewDef};
+use super::catalog::{CreateTable, IndexState, LegDef, RegionDef, TableDef, ViewDef};
 use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
 use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
@@ -23,7 +23,9 @@ use super::request::Control;
 use super::view::{After, Doing, Feeder, Then, View, ViewState, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::Replacement;
-use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId, Timestamp};
+use crate::types::{
+    Alteration, IndexId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, SessionId, TableId, Timestamp,
+};
 
 /// Everything that the meta group knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -550,7 +552,7 @@ impl MetaState {
         let Some((id, view)) =
             self.views.iter().find(|(_, view)| view.job == job).map(|(id, view)| (*id, view.clone()))
         else {
-            return refused(Invalid::OutOfRange, format!("there is no job {}; see SHOW JOBS", job.0));
+            return self.control_index(job, control, request);
         };
         let Some(table) = self.tables.get(&id).cloned() else { unreachable!("a view is in the catalog") };
         if let ViewState::Failed(reason) = &view.state {
@@ -587,6 +589,30 @@ impl MetaState {
             Procedure { id, step: 0, term: 0, request: Some(request), subject: Subject::Whole(Box::new(table)), state },
         );
         Started::Procedure { id, step, answer: Answer::Running(id) }
+    }
+
+    /// What is wanted of the backfill of an index stands in the table's schema: its regions hear of it by an ALTER.
+    fn control_index(&mut self, job: ProcedureId, control: Control, request: StatementId) -> Started {
+        let refused = |kind, message: String| Started::Decided(Err(Error::invalid(kind, message)));
+        let of_table = |table: &TableDef| {
+            let (id, state) = table.indexes.iter().find(|(_, state)| state.job == job)?;
+            let index = table.schema.indexes().iter().find(|index| index.id == *id)?;
+            Some((table.name.clone(), (table.id, table.schema.version), index.clone(), *state))
+        };
+        let Some((table, of, index, state)) = self.tables.values().find_map(of_table) else {
+            return refused(Invalid::OutOfRange, format!("there is no job {}; see SHOW JOBS", job.0));
+        };
+        let (name, was) = (index.name, (index.is_paused, index.rate_limit));
+        let (is_paused, rate_limit) = match control {
+            Control::Pause => (true, was.1),
+            Control::Resume => (false, was.1),
+            Control::RateLimit(limit) => (was.0, limit),
+            Control::Cancel if state.is_ready => {
+                return refused(Invalid::Unsupported, format!("index {name} is ready; DROP INDEX {name}"));
+            }
+            Control::Cancel => return self.start_alter(&table, of, &[Alteration::DropIndex { name }], request),
+        };
+        self.start_alter(&table, of, &[Alteration::ControlIndex { name, is_paused, rate_limit }], request)
     }
 
     /// A view has failed: it is so in the catalog at once, whatever was being done about it ends.
@@ -760,6 +786,7 @@ impl MetaState {
         if let Some(origin) = self.origins.get(&table.id) {
             table.schema = origin.clone();
         }
+        table.indexes.clear();
         let joins = (self.next.replica, to);
         self.next.replica.0 += 1;
         let stay = def.replicas.keys().filter(|id| **id != leaves.0).copied().collect();
@@ -810,6 +837,12 @@ impl MetaState {
                 {
                     view.state = ViewState::Ready;
                 }
+                if let ProcedureState::Indexing { index, .. } = &procedure.state
+                    && let Some(table) = self.tables.get_mut(&procedure.subject.id())
+                    && let Some(index) = table.indexes.get_mut(index)
+                {
+                    index.is_ready = true;
+                }
                 self.end(id);
             }
         }
@@ -835,9 +868,10 @@ impl MetaState {
                 let table = self.tables.get_mut(&procedure.subject.id()).expect("a drop ends the procedure first");
                 table.partition = table.partition.renamed(&table.schema, schema);
                 let was = std::mem::replace(&mut table.schema, Schema::clone(schema));
-                let altered = table.clone();
-                self.origins.entry(altered.id).or_insert(was);
-                Ok(Decision::Altered(Box::new(altered)))
+                let id = table.id;
+                self.origins.entry(id).or_insert(was);
+                self.watch_indexes(id);
+                Ok(Decision::Altered(Box::new(self.tables[&id].clone())))
             }
             ProcedureState::Leaving(of) => Ok(Decision::Moved(Box::new(self.replace(procedure.subject.id(), of)))),
             ProcedureState::Withdrawing { of, error } => {
@@ -854,6 +888,28 @@ impl MetaState {
             statement.answer = Answer::Decided(decision);
         }
         self.forget_old_statements(request);
+    }
+
+    /// The indexes of a table may be others: what watches a backfill ends with its index, and begins with it.
+    fn watch_indexes(&mut self, id: TableId) {
+        let table = self.tables.get_mut(&id).expect("it was altered");
+        let indexes: BTreeSet<IndexId> = table.schema.indexes().iter().map(|index| index.id).collect();
+        let gone: Vec<ProcedureId> =
+            table.indexes.iter().filter(|(id, _)| !indexes.contains(id)).map(|(_, one)| one.job).collect();
+        table.indexes.retain(|id, _| indexes.contains(id));
+        gone.into_iter().for_each(|job| self.end(job));
+        for index in indexes {
+            if self.tables[&id].indexes.contains_key(&index) {
+                continue;
+            }
+            let job = self.next_procedure();
+            let started_at = self.clock;
+            let table = self.tables.get_mut(&id).expect("it was altered");
+            table.indexes.insert(index, IndexState { job, is_ready: false, started_at });
+            let open = table.regions.iter().map(|region| region.id).collect();
+            let (subject, state) = (Subject::Whole(Box::new(table.clone())), ProcedureState::Indexing { index, open });
+            self.procedures.insert(job, Procedure { id: job, step: 0, term: 0, request: None, subject, state });
+        }
     }
 
     /// The fill of a view that is in the catalog from now on.
@@ -940,6 +996,7 @@ impl MetaState {
             partition: table.partition,
             regions: place(id, regions, replicas, first, &self.load()),
             view: table.view,
+            indexes: BTreeMap::new(),
         })
     }
 
@@ -1045,7 +1102,9 @@ impl MetaState {
             assert_eq!(*id, procedure.id);
             assert!(procedure.state.open() > 0, "{procedure:?} has nothing to do");
             let of_rows = procedure.state.is_of_rows();
+            let is_indexing = matches!(procedure.state, ProcedureState::Indexing { .. });
             let lock = match (procedure.state.moves(), of_rows) {
+                (None, false) if is_indexing => None,
                 (Some(of), _) => Some(Lock::Members(of.region)).filter(|_| !procedure.state.is_decided()),
                 (None, true) => Some(Lock::Rows(procedure.subject.id())),
                 (None, false) => Some(Lock::Table(procedure.subject.id())),
@@ -1075,7 +1134,8 @@ impl MetaState {
                 assert!(answer.is_none_or(|answer| answer == Some(&Answer::Running(*id))), "nobody will be answered");
             }
             let of_members = procedure.state.moves().is_some();
-            let is_visible = of_rows || of_members || matches!(procedure.state, ProcedureState::Published { .. });
+            let is_visible =
+                of_rows || of_members || is_indexing || matches!(procedure.state, ProcedureState::Published { .. });
             assert_eq!(self.tables.contains_key(&procedure.subject.id()), is_visible, "visible too early or too long");
         }
         assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");

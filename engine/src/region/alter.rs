@@ -5,6 +5,8 @@
 //! writes the schema of before, as of its entry; the next one makes the change durable together with everything else as of
 //! its own. Crash before that: the log is replayed and alters again.
 //!
+//! An index that is new begins empty in the same step, and every write behind this entry goes into it (`region::index`).
+//!
 //! A write that was made for another version of the schema is refused when it is applied, on every replica alike, and sent
 //! anew by its frontend.
 
@@ -30,6 +32,8 @@ impl Region {
         if is_done {
             // A memtable was frozen.
             self.full.notify_one();
+            // There may be an index to backfill.
+            self.legs_changed();
             let (region, replica) = (self.id, self.spec.replica);
             self.spec.events.emit(|| Event::VersionSwapped { region, replica, why: "alter".into() });
         }
@@ -49,7 +53,9 @@ impl State {
             self.side.appends_after = self.side.sequence;
         }
         let rules = self.side.rules(&Arc::new(schema.clone()));
-        self.version = Arc::new(self.version.with_rules(rules));
+        let before = self.version.clone();
+        self.version = Arc::new(before.with_rules(rules));
+        self.exchange_indexes(&before);
         self.table = Arc::new(TableDef { schema, ..TableDef::clone(&self.table) });
         true
     }

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::command::{Command, Outcome, encode_outcome};
+use super::index::Entries;
 use super::request::{WriteAnswer, WriteRequest};
 use super::side::Seen;
 use super::{Region, State};
@@ -48,7 +49,7 @@ impl Machine for Region {
 /// What a write comes to.
 enum Verdict {
     /// Its rows are to be written.
-    Write { rows: RecordBatch, keys: Vec<Key> },
+    Write { rows: RecordBatch, keys: Vec<Key>, ops: Vec<Op>, entries: Vec<Entries> },
     /// Nothing is.
     Decided(Outcome),
 }
@@ -75,12 +76,13 @@ impl Region {
             Command::Fail { reason } => return Ok(self.apply_fill_state(id, command, Some(reason))),
             Command::Greet { source, epoch } => return Ok(self.apply_greet(id, command, source, epoch)),
             Command::Absorb(batch) => return self.apply_absorb(id, command, batch).await,
+            Command::Backfill(chunk) => return self.apply_backfill(id, command, chunk).await,
         };
         let verdict = self.judge(&write).await?;
         Ok(self.finish(id, command, |state| {
             let outcome = match verdict {
-                Verdict::Write { rows, keys } => {
-                    let answer = state.write(rows, keys, &write.ops);
+                Verdict::Write { rows, keys, ops, entries } => {
+                    let answer = state.write(rows, keys, &ops, entries);
                     if let Some(file) = write.file {
                         state.side.ingested.record(file, answer, files);
                     }
@@ -140,7 +142,14 @@ impl Region {
                 return Ok(Verdict::Decided(Err(Error::Conflict { region: self.id, rows: changed })));
             }
         }
-        Ok(Verdict::Write { rows, keys })
+        let ops: Vec<Op> = match write.ops.is_empty() {
+            true => vec![Op::Put; rows.num_rows()],
+            false => {
+                write.ops.iter().map(|byte| Op::from_byte(*byte).expect("checked before it was proposed")).collect()
+            }
+        };
+        let entries = self.entries(&rows, &keys, &ops).await?;
+        Ok(Verdict::Write { rows, keys, ops, entries })
     }
 
     /// Positions of the rows whose newest version is not the expected one.
@@ -168,7 +177,7 @@ impl Region {
             let memtable = &state.version.mutable;
             let (table, node) = (state.version.schema().options(), &self.spec.options);
             let is_full = memtable.rows() as u64 >= table.memtable_rows.unwrap_or(node.memtable_rows)
-                || memtable.bytes() as u64 >= table.memtable_bytes.unwrap_or(node.memtable_bytes);
+                || state.version.mutable_bytes() as u64 >= table.memtable_bytes.unwrap_or(node.memtable_bytes);
             (outcome, state.side.sequence, state.side.digest, is_full)
         };
         self.visible.send_replace(sequence);
@@ -193,14 +202,11 @@ impl Region {
 }
 
 impl State {
-    fn write(&mut self, rows: RecordBatch, keys: Vec<Key>, ops: &Bytes) -> WriteAnswer {
+    fn write(&mut self, rows: RecordBatch, keys: Vec<Key>, ops: &[Op], entries: Vec<Entries>) -> WriteAnswer {
         let count = rows.num_rows();
-        let ops: Vec<Op> = match ops.is_empty() {
-            true => vec![Op::Put; count],
-            false => ops.iter().map(|byte| Op::from_byte(*byte).expect("checked before it was proposed")).collect(),
-        };
         let first = Sequence(self.side.sequence.0 + 1);
-        self.version.mutable.write(rows, keys, &ops, first);
+        self.index(entries, first);
+        self.version.mutable.write(rows, keys, ops, first);
         self.side.sequence = Sequence(self.side.sequence.0 + count as u64);
         WriteAnswer { rows: count as u64, sequence: self.side.sequence }
     }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::index::Chunk;
 use super::leg::{Leg, LegStep};
 use super::request::{Absorb, WriteAnswer, WriteRequest};
 use crate::error::Error;
@@ -103,6 +104,8 @@ pub enum Command {
     },
     /// At a region of a view: a batch.
     Absorb(Absorb),
+    /// Entries of an index, for rows that were there before it.
+    Backfill(Chunk),
 }
 
 impl Command {

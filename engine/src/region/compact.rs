@@ -29,7 +29,7 @@ use crate::storage::rows::timestamps;
 use crate::storage::rules::Rules;
 use crate::storage::scan::{Left, Retention};
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::types::{Schema, Sequence, TimeUnit};
+use crate::types::{IndexId, Schema, Sequence, TimeUnit};
 
 /// What a region needs to compact.
 pub(super) struct Compacting {
@@ -65,6 +65,8 @@ impl Compacting {
 
 /// A compaction between its last output and publication.
 pub(super) struct Compaction {
+    /// Of which tree.
+    index: Option<IndexId>,
     inputs: Vec<FileId>,
     outputs: Vec<FileMeta>,
     oldest: Sequence,
@@ -213,11 +215,14 @@ impl Region {
         let flushed = &version.flushed;
         let hidden = flushed.rules.ranges.upto(flushed.pinned.unwrap_or(flushed.sequence));
         let has_time = version.schema().time_index().is_some();
-        version.ssts.values().any(|sst| hidden.hides_file(sst.meta(), has_time))
+        version.files().any(|sst| hidden.hides_file(sst.meta(), has_time))
     }
 
     async fn compact_by(&self, strategy: &Strategy) -> Result<()> {
-        while self.compact_once(strategy).await? {}
+        let trees: Vec<Option<IndexId>> = self.version().trees().map(|(index, _)| index).collect();
+        for index in trees {
+            while self.compact_once(index, strategy).await? {}
+        }
         Ok(())
     }
 
@@ -247,8 +252,8 @@ impl Region {
         strategy
     }
 
-    /// Merges what `strategy` picks; false: it picks nothing.
-    async fn compact_once(&self, strategy: &Strategy) -> Result<bool> {
+    /// Merges what `strategy` picks of the files of a tree; false: it picks nothing, or the tree is gone.
+    async fn compact_once(&self, index: Option<IndexId>, strategy: &Strategy) -> Result<bool> {
         let _turn = tokio::select! {
             biased;
             () = self.closed() => return Err(Error::Stopped),
@@ -258,6 +263,7 @@ impl Region {
             let mut state = self.state.lock().expect("no panic holds the lock");
             (state.version.clone(), state.horizon.passed())
         };
+        let Some(version) = version.tree(index) else { return Ok(false) };
         let flushed = version.flushed.clone();
         let horizon = passed.unwrap_or(Sequence(0)).min(flushed.sequence);
         let oldest = horizon.min(flushed.pinned.unwrap_or(horizon)).max(version.oldest);
@@ -293,7 +299,7 @@ impl Region {
             };
             for within in passes {
                 let merged = Merge::retained(rules, inputs.iter().cloned(), retention.clone(), within, batch_rows);
-                self.write_outputs(&rules.schema, merged, limit, &mut outputs).await?;
+                self.write_outputs(index, &rules.schema, merged, limit, &mut outputs).await?;
             }
             Ok(())
         };
@@ -305,7 +311,7 @@ impl Region {
         };
         let generation = version.generation;
         let Outputs { writing, files: outputs } = outputs;
-        let compaction = Compaction { inputs: picked, outputs, oldest, generation, taken: rows };
+        let compaction = Compaction { index, inputs: picked, outputs, oldest, generation, taken: rows };
         // The inputs are not held for longer than they are read; new files are no orphans until they are in the manifest.
         drop((inputs, version));
         let _writing = writing;
@@ -327,6 +333,7 @@ impl Region {
     /// Step 2. Also after an error `outputs` has what was completed.
     async fn write_outputs<'a>(
         &'a self,
+        index: Option<IndexId>,
         schema: &Schema,
         mut merged: Merge,
         limit: u64,
@@ -338,7 +345,7 @@ impl Region {
             let written = sst::write(disk, folder, file.id, schema, options, limit, &mut merged).await?;
             let Some(meta) = written else { return Ok(()) };
             outputs.writing.push(file);
-            outputs.files.push(FileMeta { level: 1, ..meta });
+            outputs.files.push(FileMeta { level: 1, index, ..meta });
         }
     }
 
@@ -348,7 +355,8 @@ impl Region {
             Ok(files) => files,
             Err(err) => return Err((err, compaction.outputs)),
         };
-        if self.version().generation != compaction.generation {
+        let version = self.version();
+        if version.generation != compaction.generation || version.tree(compaction.index).is_none() {
             let what = format!("the files of region {} were truncated or replaced while they were compacted", self.id);
             return Err((Error::Busy { what }, compaction.outputs));
         }
@@ -369,7 +377,7 @@ impl Region {
 
     /// Step 4.
     pub(super) async fn publish_compaction(&self, compaction: &Compaction) -> Result<()> {
-        let Compaction { inputs, outputs, oldest, generation, taken } = compaction;
+        let Compaction { index, inputs, outputs, oldest, generation, taken } = compaction;
         let (inputs_count, outputs_count) = (inputs.len() as u64, outputs.len() as u64);
         let rows: u64 = outputs.iter().map(|output| output.rows).sum();
         let mut ssts = Vec::with_capacity(outputs.len());
@@ -377,8 +385,8 @@ impl Region {
             ssts.push(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, meta.clone()).await?);
         }
         self.swap("compaction", |state| {
-            if state.version.generation != *generation {
-                // Truncated since the edit was begun: the manifest names the outputs until the next flush.
+            if state.version.generation != *generation || state.version.tree(*index).is_none() {
+                // Truncated, or the index dropped, since the edit was begun: the manifest names the outputs until the next flush.
                 let (gone, kept): (Vec<_>, Vec<_>) =
                     std::mem::take(&mut state.truncated).into_iter().partition(|sst| inputs.contains(&sst.meta().id));
                 state.truncated = kept;
@@ -388,6 +396,7 @@ impl Region {
             let next = state.version.with_compacted(inputs, ssts, *oldest);
             let next = next.expect("only a compaction takes files away, and there is one at a time");
             let old = std::mem::replace(&mut state.version, Arc::new(next));
+            let old = old.tree(*index).expect("it is there, see above");
             self.retired.add(inputs.iter().map(|input| old.ssts[input].clone()));
         });
         let (region, replica) = (self.id, self.spec.replica);

@@ -21,14 +21,16 @@ use crate::storage::FileId;
 use crate::storage::manifest::{Action, Edit, ManifestState, Past};
 use crate::storage::memtable::Memtable;
 use crate::storage::merge::Merge;
+use crate::storage::rules::Rules;
 use crate::storage::sst::{self, FileMeta, Sst};
-use crate::storage::version::Flushed;
-use crate::types::{LogId, Sequence};
+use crate::storage::version::{Flushed, Version};
+use crate::types::{IndexId, LogId, Sequence};
 
 /// A flush between freeze and publication.
 pub(super) struct Flush {
-    memtables: Vec<Arc<Memtable>>,
-    file: Option<FileMeta>,
+    /// Of each tree what is to be written, and the rules that it was written by.
+    trees: Vec<Frozen>,
+    files: Vec<FileMeta>,
     past: Past,
     upto: LogId,
     /// What the version says of itself afterwards.
@@ -42,6 +44,13 @@ pub(super) struct Flush {
     generation: u64,
     /// The table as of `upto`.
     table: Arc<TableDef>,
+}
+
+/// The memtables of a tree that a flush writes.
+struct Frozen {
+    index: Option<IndexId>,
+    rules: Arc<Rules>,
+    memtables: Vec<Arc<Memtable>>,
 }
 
 impl Flush {
@@ -107,18 +116,19 @@ impl Region {
         let (upto, rows) = (flush.upto, flush.rows);
         self.spec.events.emit(|| Event::FlushStarted { region, replica, upto, rows });
         let batch_rows = usize::try_from(self.spec.options.scan_batch_rows).unwrap_or(usize::MAX);
-        let rules = flush.flushed.rules.clone();
-        let schema = &rules.schema;
-        let mut merged = Merge::all_versions(&rules, flush.memtables.iter().cloned(), [], batch_rows);
         let (disk, folder, options) = (self.spec.disk.as_ref(), &self.spec.folder, &self.spec.options);
-        let writing = self.ids.next();
-        if flush.rows > 0 {
-            flush.file = sst::write(disk, folder, writing.id, schema, options, u64::MAX, &mut merged).await?;
+        let mut writing = Vec::new();
+        for Frozen { index, rules, memtables } in &flush.trees {
+            let file = self.ids.next();
+            let mut merged = Merge::all_versions(rules, memtables.iter().cloned(), [], batch_rows);
+            let written = sst::write(disk, folder, file.id, &rules.schema, options, u64::MAX, &mut merged).await?;
+            flush.files.extend(written.map(|meta| FileMeta { index: *index, ..meta }));
+            writing.push(file);
         }
         flush.past.definition = encode_definition(&flush.table);
         flush.past.side = side.encode();
         let edit = Edit {
-            add: flush.file.clone().into_iter().collect(),
+            add: flush.files.clone(),
             remove: flush.truncated.clone(),
             past: Some(flush.past.clone()),
             oldest: Some(flush.oldest),
@@ -133,9 +143,14 @@ impl Region {
         let mut state = self.state.lock().expect("no panic holds the lock");
         let upto = state.side.applied.filter(|applied| Some(*applied) != state.version.flushed.log_id)?;
         let frozen = state.version.with_frozen();
-        let memtables = frozen.frozen.clone();
+        let rows = frozen.frozen.iter().map(|memtable| memtable.rows() as u64).sum();
+        let tree = |(index, tree): (Option<IndexId>, &Version)| Frozen {
+            index,
+            rules: tree.rules.clone(),
+            memtables: tree.frozen.clone(),
+        };
+        let trees = frozen.trees().filter(|(_, tree)| !tree.frozen.is_empty()).map(tree).collect();
         state.version = Arc::new(frozen);
-        let rows = memtables.iter().map(|memtable| memtable.rows() as u64).sum();
         let side = state.side.clone();
         let past = Past { flushed: Some(upto), sequence: side.sequence, ..Past::default() };
         let truncated = state.truncated.iter().map(|sst| sst.meta().id).collect();
@@ -143,14 +158,15 @@ impl Region {
         let table = state.table.clone();
         let (rules, pinned) = (state.version.rules.clone(), side.pinned());
         let flushed = Flushed { log_id: Some(upto), sequence: side.sequence, rules, pinned };
-        Some((Flush { memtables, file: None, past, upto, flushed, rows, truncated, oldest, generation, table }, side))
+        let files = Vec::new();
+        Some((Flush { trees, files, past, upto, flushed, rows, truncated, oldest, generation, table }, side))
     }
 
     /// Step 4.
     pub(super) async fn publish(&self, flush: &Flush) -> Result<()> {
-        let mut added = None;
-        if let Some(file) = flush.file.clone() {
-            added = Some(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, file).await?);
+        let mut added = Vec::with_capacity(flush.files.len());
+        for file in &flush.files {
+            added.push(Sst::open(self.spec.disk.as_ref(), &self.spec.folder, file.clone()).await?);
         }
         let (upto, sequence, rows) = (flush.upto, flush.past.sequence, flush.rows);
         self.swap("flush", |state| {
@@ -159,11 +175,18 @@ impl Region {
                 .partition(|sst| flush.truncated.contains(&sst.meta().id));
             state.truncated = kept;
             self.retired.add(gone);
-            let is_current = state.version.generation == flush.generation;
-            let memtables = if is_current { flush.memtables.as_slice() } else { &[] };
-            // Truncated meanwhile: the manifest names the file until the next flush.
-            state.truncated.extend(added.take_if(|_| !is_current).map(Arc::new));
-            let next = state.version.with_flushed(memtables, added, flush.flushed.clone());
+            let is_same = state.version.generation == flush.generation;
+            let is_there = |index: Option<IndexId>| is_same && state.version.tree(index).is_some();
+            let written: Vec<Arc<Memtable>> = flush
+                .trees
+                .iter()
+                .filter(|tree| is_there(tree.index))
+                .flat_map(|tree| tree.memtables.clone())
+                .collect();
+            // Truncated, or the index dropped, meanwhile: the manifest names the file until the next flush.
+            let (added, hidden): (Vec<_>, Vec<_>) = added.into_iter().partition(|sst| is_there(sst.meta().index));
+            state.truncated.extend(hidden.into_iter().map(Arc::new));
+            let next = state.version.with_flushed(&written, added, flush.flushed.clone());
             state.version =
                 Arc::new(next.expect("only a flush takes frozen memtables away, and there is one at a time"));
         });

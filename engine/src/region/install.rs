@@ -56,7 +56,7 @@ impl Region {
         };
         // What a truncation hid is a part of the past that is sent.
         let truncated = self.state.lock().expect("no panic holds the lock").truncated.clone();
-        let pin: Vec<Arc<Sst>> = version.ssts.values().cloned().chain(truncated).collect();
+        let pin: Vec<Arc<Sst>> = version.files().cloned().chain(truncated).collect();
         Ok(Snapshot {
             last: state.past.flushed,
             membership: side.membership,
@@ -127,7 +127,7 @@ impl Region {
             state.side = side;
             state.table = table;
             state.horizon = Horizon::new(Duration::from_millis(self.spec.options.version_keep_ms), sequence);
-            self.retired.add(old.ssts.values().cloned().chain(std::mem::take(&mut state.truncated)));
+            self.retired.add(old.files().cloned().chain(std::mem::take(&mut state.truncated)));
         });
         self.visible.send_replace(sequence);
         self.flushed.send_replace(flushed);

@@ -279,8 +279,8 @@ impl Region {
         }
     }
 
-    /// Wakes whoever reads for legs of this region.
-    fn legs_changed(&self) {
+    /// Wakes whoever reads for legs and indexes of this region.
+    pub(super) fn legs_changed(&self) {
         self.legs.send_modify(|changes| *changes += 1);
         self.spec.fills.notify_one();
     }

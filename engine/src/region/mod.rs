@@ -24,6 +24,7 @@ mod compact;
 pub mod expire;
 mod files;
 mod flush;
+pub mod index;
 mod install;
 mod pin;
 mod pressure;
@@ -235,7 +236,8 @@ impl Region {
     pub fn is_made_for(&self, region: RegionId, table: &TableDef) -> bool {
         let here = self.state.lock().expect("no panic holds the lock").table.clone();
         let is_same = here.schema.version != table.schema.version
-            || TableDef { regions: table.regions.clone(), ..TableDef::clone(&here) } == *table;
+            || TableDef { regions: table.regions.clone(), indexes: table.indexes.clone(), ..TableDef::clone(&here) }
+                == *table;
         self.id == region && here.id == table.id && is_same
     }
 
@@ -295,7 +297,7 @@ impl Region {
             oldest: version.readable(),
             memtable_rows: version.memtable_rows() as u64,
             memtable_bytes: version.memtable_bytes() as u64,
-            ssts: version.ssts.len() as u64,
+            ssts: version.files().count() as u64,
             sst_bytes: version.sst_bytes(),
             schema_version: version.schema().version,
             members: BTreeMap::new(),
@@ -310,6 +312,7 @@ impl Region {
             replica: self.spec.replica,
             node: NodeId::default(),
             file: file.id.to_string(),
+            index: file.index,
             level: file.level,
             rows: file.rows,
             bytes: file.bytes,
@@ -318,7 +321,7 @@ impl Region {
             times: file.times(),
             schema_version: file.schema_version,
         };
-        self.version().ssts.values().map(|sst| status(sst.meta())).collect()
+        self.version().files().map(|sst| status(sst.meta())).collect()
     }
 
     /// Ends the workers and whatever else changes files, at points where nothing is half done: afterwards the folder may be
@@ -349,7 +352,7 @@ impl Region {
     /// Says what the memtables hold.
     fn note_memory(&self) {
         let version = self.version();
-        let mutable = version.mutable.bytes();
+        let mutable = version.mutable_bytes();
         self.part.holds(mutable, version.memtable_bytes() - mutable);
     }
 

@@ -35,13 +35,17 @@ impl Region {
         let rows = usize::try_from(rows).unwrap_or(usize::MAX);
         // Half a frame of cells leaves room for what the encoding adds.
         let bytes = usize::try_from(options.rpc_frame_bytes / 2).unwrap_or(usize::MAX);
+        let only = match request.index.filter(|_| request.since.is_none() && !request.include_deleted) {
+            Some(index) => self.find(&version, index, &request.predicates, upto).await?,
+            None => None,
+        };
         let scan = Scan {
             columns: request.columns,
             predicates: request.predicates,
             upto,
             after: request.after,
             include_deleted: request.include_deleted,
-            only: None,
+            only,
         };
         if let Some(since) = request.since {
             let taken = rows.saturating_mul(16);

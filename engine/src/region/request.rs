@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    FillPosition, LegId, LogId, NodeId, Position, Predicate, RegionId, ReplicaId, RequestId, Sequence, Source,
+    FillPosition, IndexId, LegId, LogId, NodeId, Position, Predicate, RegionId, ReplicaId, RequestId, Sequence, Source,
     Timestamp,
 };
 
@@ -71,6 +71,8 @@ pub struct ScanRequest {
     pub with_sequence: bool,
     /// Return tombstones too, with the column `__op` (UINT8, behind `__sequence`).
     pub include_deleted: bool,
+    /// Look for the rows in this index, if it is complete there and finds few enough: otherwise as if it was not named.
+    pub index: Option<IndexId>,
     /// Not as of now: what was committed so many milliseconds before the request came is enough, and any replica may answer.
     pub stale_ms: Option<u64>,
 }
@@ -242,6 +244,38 @@ pub struct PositionStatus {
     pub settled: u64,
 }
 
+/// How far an index is at a region, as the region's log says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// The region.
+    pub region: RegionId,
+    /// The index.
+    pub index: IndexId,
+    /// Whether all rows are in it.
+    pub is_complete: bool,
+    /// Rows that its backfill has read.
+    pub read: u64,
+    /// How often a leader went on where another one was stopped.
+    pub takeovers: u64,
+    /// Chunks that did not begin where the backfill was.
+    pub retries: u64,
+    /// Versions of rows in the region, about.
+    pub rows: u64,
+}
+
+/// An index of a replica against its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexCheck {
+    /// The region.
+    pub region: RegionId,
+    /// Rows.
+    pub rows: u64,
+    /// Rows without an entry.
+    pub missing: u64,
+    /// Entries without a row.
+    pub extra: u64,
+}
+
 /// A file of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SstStatus {
@@ -253,6 +287,8 @@ pub struct SstStatus {
     pub node: NodeId,
     /// Its name there.
     pub file: String,
+    /// What is in it: entries of this index; none: rows.
+    pub index: Option<IndexId>,
     /// 0: flushed; compaction gives others.
     pub level: u8,
     /// Versions in it.

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::absorb::{FillState, Filled};
 use super::command::Outcome;
+use super::index::Backfill;
 use super::leg::Leg;
 use super::request::{FileName, WriteAnswer};
 use crate::error::{Error, Invalid};
 use crate::raft::Membership;
 use crate::storage::range::RangeTombstones;
 use crate::storage::rules::Rules;
-use crate::types::{LegId, LogId, ProcedureId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp};
+use crate::types::{IndexId, LegId, LogId, ProcedureId, RequestId, Schema, Sequence, SessionId, TableId, Timestamp};
 
 /// See the module. Cloned when a flush freezes the memtable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub struct Side {
     pub ended: BTreeSet<TableId>,
     /// Of a region of a view: what it has of its feeders; none before it is begun to be filled.
     pub filled: Option<Filled>,
+    /// How far the backfills of its indexes are.
+    pub indexes: BTreeMap<IndexId, Backfill>,
 }
 
 /// A sequence that stays readable, with everything behind it, on every replica.

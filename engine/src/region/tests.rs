@@ -23,6 +23,7 @@ fn table() -> TableDef {
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
         regions: Vec::new(),
         view: None,
+        indexes: Default::default(),
     }
 }
 

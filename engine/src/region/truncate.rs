@@ -57,7 +57,7 @@ impl State {
         self.version = Arc::new(match pinned {
             Some(_) => old.with_rules(rules),
             None => {
-                self.truncated.extend(old.ssts.values().cloned());
+                self.truncated.extend(old.files().cloned());
                 Version::new(old.flushed.clone(), [], sequence, old.generation + 1).with_rules(rules)
             }
         });

@@ -9,10 +9,10 @@ use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::metrics::Sample;
 use crate::region::request::{
-    Absorb, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, Taken,
-    WriteAnswer, WriteRequest,
+    Absorb, IndexCheck, IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
+    SstStatus, Taken, WriteAnswer, WriteRequest,
 };
-use crate::types::{LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Source, TableId, Timestamp};
+use crate::types::{IndexId, LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Source, TableId, Timestamp};
 
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -226,6 +226,20 @@ pub enum Request {
         /// The region.
         region: RegionId,
     },
+    /// How far the indexes of a region are: asked of the leader.
+    Indexes {
+        /// The region.
+        region: RegionId,
+    },
+    /// Whether an index has an entry for each row, and no other.
+    CheckIndex {
+        /// The region.
+        region: RegionId,
+        /// The index.
+        index: IndexId,
+        /// Of what this replica has; otherwise of what there is now, asked of the leader.
+        here: bool,
+    },
 }
 
 /// What becomes of a view, at a region of a feeder or of the view itself.
@@ -323,6 +337,9 @@ pub enum Response {
     Taken(Taken),
     Legs(Vec<LegStatus>),
     Positions(Vec<PositionStatus>),
+    Indexes(Vec<IndexStatus>),
+    /// To `CheckIndex`.
+    IndexChecked(IndexCheck),
 }
 
 /// What a statement of a client of the real server gave.
@@ -376,6 +393,8 @@ pub enum Kind {
     Absorb = 33,
     Legs = 34,
     Positions = 35,
+    Indexes = 36,
+    CheckIndex = 37,
 }
 
 impl Kind {
@@ -415,6 +434,8 @@ impl Kind {
         (Kind::Absorb, "absorb"),
         (Kind::Legs, "legs"),
         (Kind::Positions, "positions"),
+        (Kind::Indexes, "indexes"),
+        (Kind::CheckIndex, "check_index"),
     ];
 
     /// The kind that is written as `byte`.
@@ -466,6 +487,8 @@ impl Request {
             Request::Absorb { .. } => Kind::Absorb,
             Request::Legs { .. } => Kind::Legs,
             Request::Positions { .. } => Kind::Positions,
+            Request::Indexes { .. } => Kind::Indexes,
+            Request::CheckIndex { .. } => Kind::CheckIndex,
         }
     }
 

@@ -399,6 +399,10 @@ impl Shared {
             Request::Absorb { region, batch } => self.store()?.absorb(region, batch, within).await.map(Response::Taken),
             Request::Legs { region } => self.store()?.legs(region).await.map(Response::Legs),
             Request::Positions { region } => self.store()?.positions(region).await.map(Response::Positions),
+            Request::Indexes { region } => self.store()?.indexes(region).await.map(Response::Indexes),
+            Request::CheckIndex { region, index, here } => {
+                self.store()?.check_index(region, index, here).await.map(Response::IndexChecked)
+            }
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Metrics => Ok(Response::Metrics(self.samples())),

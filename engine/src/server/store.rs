@@ -27,11 +27,11 @@ use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::{Command, decode_answer, decode_outcome};
 use crate::region::expire::Expiry;
 use crate::region::request::{
-    Absorb, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, Taken,
-    WriteAnswer, WriteRequest,
+    Absorb, IndexCheck, IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
+    SstStatus, Taken, WriteAnswer, WriteRequest,
 };
 use crate::region::{Buffer, Region, ReplicaSpec};
-use crate::types::{Incarnation, LogId, NodeId, RegionId, ReplicaId, Sequence};
+use crate::types::{Incarnation, IndexId, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
 use super::meta_replica::MetaReplica;
 
@@ -407,14 +407,33 @@ impl Store {
         Ok(region.fill_status())
     }
 
-    /// The replicas that views read, whether they lead or not.
+    /// How far the indexes are of a region that is led here.
+    pub async fn indexes(&self, id: RegionId) -> Result<Vec<IndexStatus>> {
+        let (group, region) = self.region(id)?;
+        group.read_index().await?;
+        Ok(region.index_status())
+    }
+
+    /// An index against its rows; `here`: as this replica has them, otherwise those of now, of a region that is led here.
+    pub async fn check_index(&self, id: RegionId, index: IndexId, here: bool) -> Result<IndexCheck> {
+        let (group, region) = self.region(id)?;
+        if !here {
+            group.read_index().await?;
+        }
+        region.check_index(index).await
+    }
+
+    /// The replicas that views or indexes are filled from, whether they lead or not.
     pub fn feeding(&self) -> Vec<Arc<Replica>> {
         let replicas = self.replicas.lock().expect("no panic holds the lock");
-        let feeds = |replica: &&Arc<Replica>| matches!(&replica.state, State::Region(region) if region.has_legs());
+        let feeds = |replica: &&Arc<Replica>| match &replica.state {
+            State::Region(region) => region.has_legs() || region.has_open_indexes(),
+            State::Meta(_) => false,
+        };
         replicas.values().filter(feeds).cloned().collect()
     }
 
-    /// Resolves when the views that read some replica may be others.
+    /// Resolves when they may be others.
     pub async fn feeding_changed(&self) {
         self.fills.notified().await;
     }

@@ -81,6 +81,7 @@ fn table() -> TableDef {
         partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 2 },
         regions: Vec::new(),
         view: None,
+        indexes: Default::default(),
     }
 }
 

@@ -416,9 +416,9 @@ struct Delta {
 
 /// Each file: what it is and its layout (4 bytes), CRC-32 of the rest (little endian), the rest in postcard form.
 type Magic = [u8; 4];
-const CURRENT: Magic = *b"SBM1";
-const CHECKPOINT: Magic = *b"SBK1";
-const DELTA: Magic = *b"SBD1";
+const CURRENT: Magic = *b"SBM2";
+const CHECKPOINT: Magic = *b"SBK2";
+const DELTA: Magic = *b"SBD2";
 
 fn encode<T: Serialize>(magic: Magic, content: &T) -> Bytes {
     let content = postcard::to_allocvec(content).expect("plain data has a postcard form");

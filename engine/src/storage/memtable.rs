@@ -67,15 +67,28 @@ impl Memtable {
     /// # Panics
     /// If `batch`, `keys` and `ops` differ in length, or `first` is not greater than every sequence in the memtable.
     pub fn write(&self, batch: RecordBatch, keys: Vec<Key>, ops: &[Op], first: Sequence) {
-        assert_eq!((batch.num_rows(), batch.num_rows()), (keys.len(), ops.len()), "one key and one op a row");
-        if keys.is_empty() {
-            return;
-        }
-        let mut content = self.lock();
-        let before = content.sequences;
+        let before = self.sequences();
         assert!(before.is_none_or(|(_, newest)| newest < first), "{first} is not newer than {before:?}");
-        let last = Sequence(first.0 + keys.len() as u64 - 1);
-        content.sequences = Some((before.map_or(first, |(oldest, _)| oldest), last));
+        let sequences: Vec<Sequence> = (0..keys.len() as u64).map(|row| Sequence(first.0 + row)).collect();
+        self.add(batch, keys, ops, &sequences);
+    }
+
+    /// Adds one version for each row of `batch`, each with its own sequence: entries of an index have those of the rows that
+    /// they stand for, also of rows that were written long ago. No key may get two versions of one sequence.
+    ///
+    /// # Panics
+    /// If `batch`, `keys`, `ops` and `sequences` differ in length.
+    pub fn add(&self, batch: RecordBatch, keys: Vec<Key>, ops: &[Op], sequences: &[Sequence]) {
+        let rows = (batch.num_rows(), batch.num_rows(), batch.num_rows());
+        assert_eq!(rows, (keys.len(), ops.len(), sequences.len()), "one key, one op and one sequence a row");
+        let (Some(first), Some(last)) = (sequences.iter().min().copied(), sequences.iter().max().copied()) else {
+            return;
+        };
+        let mut content = self.lock();
+        content.sequences = Some(match content.sequences {
+            Some((oldest, newest)) => (oldest.min(first), newest.max(last)),
+            None => (first, last),
+        });
         if let Some(at) = self.schema.time_index() {
             let times = timestamps(batch.column(at));
             let min = times.iter().copied().min().expect("there are rows");
@@ -86,9 +99,9 @@ impl Memtable {
         let number = u32::try_from(content.batches.len()).expect("a memtable is flushed long before 2^32 writes");
         content.batches.push(Arc::new(batch));
         content.firsts.push(first);
-        for (row, (key, op)) in keys.into_iter().zip(ops).enumerate() {
+        for (row, ((key, op), sequence)) in keys.into_iter().zip(ops).zip(sequences).enumerate() {
             let slot = Slot { op: *op, batch: number, row: row as u32 };
-            content.index.insert((key, Reverse(Sequence(first.0 + row as u64))), slot);
+            content.index.insert((key, Reverse(*sequence)), slot);
         }
     }
 
@@ -99,7 +112,7 @@ impl Memtable {
         (found == key).then_some((*sequence, slot.op))
     }
 
-    /// The keys of the versions behind `since`, up to `upto`, as they were written.
+    /// The keys of the versions behind `since`, up to `upto`, as they were written. Of rows that were [written](Memtable::write).
     pub fn written(&self, since: Sequence, upto: Sequence) -> Vec<Key> {
         let content = self.content();
         let from = content.firsts.partition_point(|first| *first <= since).saturating_sub(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::range::RangeTombstones;
-use crate::types::{Key, MergeMode, Position, Schema, Sequence};
+use crate::types::{IndexDef, Key, MergeMode, Position, Schema, Sequence};
 
 /// See the module. Replicated: a function of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,12 @@ impl Rules {
     /// Those of a new table.
     pub fn of(schema: Arc<Schema>) -> Rules {
         Rules { schema, ranges: RangeTombstones::default(), appends_after: Sequence(0) }
+    }
+
+    /// Those of an index of the table.
+    pub fn of_index(&self, index: &IndexDef) -> Rules {
+        let schema = Arc::new(self.schema.of_index(index));
+        Rules { schema, ranges: self.ranges.clone(), appends_after: Sequence(0) }
     }
 
     /// What the versions of one row come to.

@@ -341,6 +341,7 @@ impl KeyRange {
             for condition in mine() {
                 let narrower = match condition {
                     Condition::Eq(v) if v.fits(column_type) => KeyRange { from: key(v), below: successor(&key(v)) },
+                    Condition::IsNull => KeyRange { from: key(&Value::Null), below: successor(&key(&Value::Null)) },
                     Condition::Lt(v) if v.fits(column_type) => KeyRange { from: Key::default(), below: Some(key(v)) },
                     Condition::LtEq(v) if v.fits(column_type) => {
                         KeyRange { from: Key::default(), below: successor(&key(v)) }
@@ -361,6 +362,7 @@ impl KeyRange {
             }
             let equal = mine().find_map(|condition| match condition {
                 Condition::Eq(value) if value.fits(column_type) => Some(value),
+                Condition::IsNull => Some(&Value::Null),
                 _ => None,
             });
             match equal {

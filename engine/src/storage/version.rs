@@ -15,7 +15,7 @@ use super::rules::Rules;
 use super::scan::Scan;
 use super::sst::Sst;
 use crate::error::Result;
-use crate::types::{Key, LogId, Op, Schema, Sequence, Value, decode_key};
+use crate::types::{IndexDef, IndexId, Key, LogId, Op, Schema, Sequence, Value, decode_key};
 
 /// What a replica's rows are in, as of one moment.
 #[derive(Clone, Debug)]
@@ -35,6 +35,9 @@ pub struct Version {
     /// Grows when the rows are replaced as a whole (a snapshot, a truncation): work that was begun on another generation
     /// publishes nothing.
     pub generation: u64,
+    /// A tree for each index, whose entries are its rows. They have the sequences of the rows that they stand for, and go when
+    /// those do: what hides rows hides them.
+    pub indexes: BTreeMap<IndexId, Version>,
 }
 
 /// What is durable in files, as of the last entry of which everything is.
@@ -50,18 +53,75 @@ pub struct Flushed {
     pub pinned: Option<Sequence>,
 }
 
+impl Flushed {
+    /// The same of an index.
+    fn of(&self, index: &IndexDef) -> Flushed {
+        self.with(self.rules.of_index(index))
+    }
+
+    fn with(&self, rules: Rules) -> Flushed {
+        Flushed { rules: Arc::new(rules), ..self.clone() }
+    }
+}
+
 impl Version {
     /// The files that a manifest names, and nothing in memory.
+    ///
+    /// # Panics
+    /// If one of them is of an index that is not there.
     pub fn new(flushed: Flushed, ssts: impl IntoIterator<Item = Sst>, oldest: Sequence, generation: u64) -> Version {
+        let mut version = Version::empty(flushed, oldest, generation);
+        let indexes = version.schema().indexes().to_vec();
+        let tree = |index: &IndexDef| (index.id, Version::empty(version.flushed.of(index), oldest, generation));
+        version.indexes = indexes.iter().map(tree).collect();
+        version.add(ssts);
+        version
+    }
+
+    fn empty(flushed: Flushed, oldest: Sequence, generation: u64) -> Version {
         Version {
             mutable: Arc::new(Memtable::new(flushed.rules.schema.clone())),
             rules: flushed.rules.clone(),
             frozen: Vec::new(),
-            ssts: ssts.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))).collect(),
+            ssts: BTreeMap::new(),
             flushed,
             oldest,
             generation,
+            indexes: BTreeMap::new(),
         }
+    }
+
+    fn add(&mut self, ssts: impl IntoIterator<Item = Sst>) {
+        for sst in ssts {
+            let tree = match sst.meta().index {
+                None => &mut *self,
+                Some(index) => self.indexes.get_mut(&index).expect("a file of an index that is there"),
+            };
+            tree.ssts.insert(sst.meta().id, Arc::new(sst));
+        }
+    }
+
+    /// The tree of the rows, or of an index, if that is there.
+    pub fn tree(&self, index: Option<IndexId>) -> Option<&Version> {
+        match index {
+            None => Some(self),
+            Some(index) => self.indexes.get(&index),
+        }
+    }
+
+    /// The rows, then the indexes.
+    pub fn trees(&self) -> impl Iterator<Item = (Option<IndexId>, &Version)> {
+        std::iter::once((None, self)).chain(self.indexes.iter().map(|(index, tree)| (Some(*index), tree)))
+    }
+
+    fn trees_mut(&mut self, mut change: impl FnMut(&mut Version)) {
+        change(self);
+        self.indexes.values_mut().for_each(change);
+    }
+
+    /// All files, of the indexes too.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<Sst>> {
+        self.trees().flat_map(|(_, tree)| tree.ssts.values())
     }
 
     /// The columns of rows to come, their key and options.
@@ -77,18 +137,30 @@ impl Version {
     /// The mutable memtable, if it has rows, is frozen and another one takes the writes.
     pub fn with_frozen(&self) -> Version {
         let mut next = self.clone();
-        if !self.mutable.is_empty() {
-            next.frozen.push(self.mutable.clone());
-            next.mutable = Arc::new(Memtable::new(self.schema().clone()));
-        }
+        next.trees_mut(Version::freeze);
         next
     }
 
-    /// Reads and rows to come go by `rules`; rows that are there stay as they were written.
+    fn freeze(&mut self) {
+        if !self.mutable.is_empty() {
+            let empty = Arc::new(Memtable::new(self.schema().clone()));
+            self.frozen.push(std::mem::replace(&mut self.mutable, empty));
+        }
+    }
+
+    /// Reads and rows to come go by `rules`; rows that are there stay as they were written. An index that is new begins empty;
+    /// one that is not there any more goes, with its files.
     pub fn with_rules(&self, rules: Rules) -> Version {
         let mut next = self.clone();
+        next.indexes.retain(|id, _| rules.schema.indexes().iter().any(|index| index.id == *id));
+        for index in rules.schema.indexes() {
+            let of_index = rules.of_index(index);
+            let flushed = self.flushed.with(of_index.clone());
+            let new = || Version::empty(flushed, self.oldest, self.generation);
+            next.indexes.entry(index.id).or_insert_with(new).rules = Arc::new(of_index);
+        }
         if rules.schema != self.rules.schema {
-            next = self.with_frozen();
+            next.freeze();
             next.mutable = Arc::new(Memtable::new(rules.schema.clone()));
         }
         next.rules = Arc::new(rules);
@@ -104,12 +176,19 @@ impl Version {
         flushed: Flushed,
     ) -> Option<Version> {
         let is_written = |memtable: &Arc<Memtable>| written.iter().any(|one| Arc::ptr_eq(one, memtable));
-        if self.frozen.iter().filter(|memtable| is_written(memtable)).count() != written.len() {
+        let frozen = self.trees().flat_map(|(_, tree)| &tree.frozen);
+        if frozen.filter(|memtable| is_written(memtable)).count() != written.len() {
             return None;
         }
         let mut next = self.clone();
-        next.frozen.retain(|memtable| !is_written(memtable));
-        next.ssts.extend(added.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
+        next.trees_mut(|tree| tree.frozen.retain(|memtable| !is_written(memtable)));
+        next.add(added);
+        // One that was not there then has no files to go by it.
+        for index in flushed.rules.schema.indexes() {
+            if let Some(tree) = next.indexes.get_mut(&index.id) {
+                tree.flushed = flushed.of(index);
+            }
+        }
         next.flushed = flushed;
         Some(next)
     }
@@ -124,10 +203,12 @@ impl Version {
     ) -> Option<Version> {
         let mut next = self.clone();
         for input in inputs {
-            next.ssts.remove(input)?;
+            let mut taken = None;
+            next.trees_mut(|tree| taken = taken.take().or(tree.ssts.remove(input)));
+            taken?;
         }
-        next.ssts.extend(outputs.into_iter().map(|sst| (sst.meta().id, Arc::new(sst))));
-        next.oldest = next.oldest.max(oldest);
+        next.add(outputs);
+        next.trees_mut(|tree| tree.oldest = tree.oldest.max(oldest));
         Some(next)
     }
 
@@ -183,14 +264,19 @@ impl Version {
         self.memtables().map(|memtable| memtable.rows()).sum()
     }
 
-    /// Memory of the memtables.
+    /// Memory of the memtables, of the indexes too.
     pub fn memtable_bytes(&self) -> usize {
-        self.memtables().map(|memtable| memtable.bytes()).sum()
+        self.trees().flat_map(|(_, tree)| tree.memtables()).map(|memtable| memtable.bytes()).sum()
     }
 
-    /// Bytes of the files.
+    /// Memory of the memtables that take the writes, of the indexes too.
+    pub fn mutable_bytes(&self) -> usize {
+        self.trees().map(|(_, tree)| tree.mutable.bytes()).sum()
+    }
+
+    /// Bytes of the files, of the indexes too.
     pub fn sst_bytes(&self) -> u64 {
-        self.ssts.values().map(|sst| sst.meta().bytes).sum()
+        self.files().map(|sst| sst.meta().bytes).sum()
     }
 
     /// All memtables, the newest first.

@@ -4,10 +4,12 @@
 //! and does not find the cells of the first. Rows that are older than a column read in it what its default was *when it was
 //! added* ([`Schema::absent`]), however the default is changed later. The row key never changes.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::column::{Column, ColumnDefault, ColumnType, Schema, SchemaError};
-use super::options::OptionError;
+use super::options::{MergeMode, OptionError};
 use super::value::Value;
 
 /// One change.
@@ -61,6 +63,27 @@ pub enum Alteration {
         /// What it is from now on; none: as if it never was set.
         value: Option<String>,
     },
+    /// A new index.
+    AddIndex {
+        /// Its name.
+        name: String,
+        /// The columns that it is ordered by.
+        columns: Vec<String>,
+    },
+    /// An index goes.
+    DropIndex {
+        /// Its name.
+        name: String,
+    },
+    /// The backfill of an index is to wait, or to go on, or to be so fast.
+    ControlIndex {
+        /// Its name.
+        name: String,
+        /// Whether it is to wait.
+        is_paused: bool,
+        /// Rows a second; none: as fast as it goes.
+        rate_limit: Option<u64>,
+    },
 }
 
 /// Where a new column stands.
@@ -89,6 +112,16 @@ pub enum AlterError {
     Narrower { column: String, from: ColumnType, to: ColumnType },
     #[error("column {column:?} is {column_type}, its default is not")]
     Default { column: String, column_type: ColumnType },
+    #[error("there is an index {0:?} already")]
+    DuplicateIndex(String),
+    #[error("there is no index {0:?}")]
+    UnknownIndex(String),
+    #[error("index {0:?} has no columns, or one of them twice")]
+    IndexColumns(String),
+    #[error("column {column:?} is used by index {index}; drop that first")]
+    Indexed { column: String, index: String },
+    #[error("a table that appends has no indexes: its rows are not told apart by their keys")]
+    IndexedAppend,
     #[error(transparent)]
     Schema(#[from] SchemaError),
     #[error(transparent)]
@@ -129,6 +162,7 @@ impl Schema {
             }
             Alteration::Drop { column } => {
                 let at = self.field(column)?;
+                self.refuse_if_indexed(at)?;
                 self.remove(at);
             }
             Alteration::Rename { column, to } => {
@@ -138,6 +172,7 @@ impl Schema {
             Alteration::SetType { column, to } => {
                 let at = self.field(column)?;
                 let from = self.columns()[at].column_type;
+                self.refuse_if_indexed(at)?;
                 if !widens(from, *to) {
                     return Err(AlterError::Narrower { column: column.clone(), from, to: *to });
                 }
@@ -149,8 +184,45 @@ impl Schema {
                 self.change(at, |column| column.default.clone_from(default));
             }
             Alteration::SetOption { option, value } => self.set_option(option, value.as_deref())?,
+            Alteration::AddIndex { name, columns } => {
+                if self.index(name).is_some() {
+                    return Err(AlterError::DuplicateIndex(name.clone()));
+                }
+                let id = |column: &String| Ok(self.columns()[self.position(column)?].id);
+                let ids = columns.iter().map(id).collect::<Result<Vec<_>, AlterError>>()?;
+                if ids.is_empty() || ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
+                    return Err(AlterError::IndexColumns(name.clone()));
+                }
+                self.add_index(name, ids);
+            }
+            Alteration::DropIndex { name } => {
+                let at = self.index_position(name)?;
+                self.indexes_mut().remove(at);
+            }
+            Alteration::ControlIndex { name, is_paused, rate_limit } => {
+                let at = self.index_position(name)?;
+                let index = &mut self.indexes_mut()[at];
+                (index.is_paused, index.rate_limit) = (*is_paused, *rate_limit);
+            }
         }
-        Ok(())
+        match self.options().merge_mode == MergeMode::Append && !self.indexes().is_empty() {
+            true => Err(AlterError::IndexedAppend),
+            false => Ok(()),
+        }
+    }
+
+    fn index_position(&self, name: &str) -> Result<usize, AlterError> {
+        let at = self.indexes().iter().position(|index| index.name == name);
+        at.ok_or_else(|| AlterError::UnknownIndex(name.to_string()))
+    }
+
+    /// A column that an index is ordered by stays, and keeps its type.
+    fn refuse_if_indexed(&self, at: usize) -> Result<(), AlterError> {
+        let column = &self.columns()[at];
+        match self.indexes().iter().find(|index| index.columns.contains(&column.id)) {
+            Some(index) => Err(AlterError::Indexed { column: column.name.clone(), index: index.name.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn position(&self, name: &str) -> Result<usize, AlterError> {

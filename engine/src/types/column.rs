@@ -7,9 +7,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit as ArrowTimeUnit};
 use serde::{Deserialize, Serialize};
 
-use super::Value;
 use super::alter::AlterError;
 use super::options::{OptionError, TableOptions};
+use super::{IndexId, Value};
 
 /// Names a column for its whole life: a column dropped and added again under the same name has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -183,7 +183,22 @@ pub struct Column {
     pub default: Option<ColumnDefault>,
 }
 
-/// The columns of a table, its row key (PRIMARY KEY columns, then the TIME INDEX, if any) and its options.
+/// An index of a table: its rows once more, in the order of some of their columns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexDef {
+    /// Never reused within the table.
+    pub id: IndexId,
+    /// Unique among the indexes that exist.
+    pub name: String,
+    /// The columns that it is ordered by; then comes the row key.
+    pub columns: Vec<ColumnId>,
+    /// Whether its backfill is to wait.
+    pub is_paused: bool,
+    /// Rows a second that the backfill of each region may read; none: as fast as it goes.
+    pub rate_limit: Option<u64>,
+}
+
+/// The columns of a table, its row key (PRIMARY KEY columns, then the TIME INDEX, if any), its options and its indexes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
     /// Grows by one with each change of columns or options. Counts from 1.
@@ -198,6 +213,10 @@ pub struct Schema {
     /// Of columns that were added later: what rows that are older than the column read in it, unless that is NULL.
     absent: BTreeMap<ColumnId, Value>,
     options: Box<TableOptions>,
+    /// Ascending by id.
+    indexes: Vec<IndexDef>,
+    /// The least id that no index ever had.
+    next_index: IndexId,
 }
 
 /// Why some columns are no schema. The message names the column.
@@ -216,6 +235,16 @@ pub enum SchemaError {
     TimeIndexType(String),
     #[error("column name {0:?} is reserved: names that start with two underscores are the engine's")]
     ReservedName(String),
+}
+
+/// What the schema of an index calls the column that it is ordered by at this place.
+pub fn index_column(at: usize) -> String {
+    format!("__i{at}")
+}
+
+/// What the schema of an index calls the column at this place of the row key.
+pub fn key_column(at: usize) -> String {
+    format!("__k{at}")
 }
 
 fn check_names(columns: &[Column]) -> Result<(), SchemaError> {
@@ -265,7 +294,8 @@ impl Schema {
         let last = columns.iter().map(|column| column.id.0).max().unwrap_or(0);
         let next_column = ColumnId(last.saturating_add(1));
         let (absent, options) = (BTreeMap::new(), Box::default());
-        Ok(Schema { version, columns, primary_key, time_index, next_column, absent, options })
+        let (indexes, next_index) = (Vec::new(), IndexId(1));
+        Ok(Schema { version, columns, primary_key, time_index, next_column, absent, options, indexes, next_index })
     }
 
     /// The columns of a view: the engine's own ones may be among them, whose names begin with two underscores, and key columns
@@ -280,7 +310,53 @@ impl Schema {
         assert!(names.len() == columns.len() && !key.is_empty(), "{names:?}, key {key:?}");
         let next_column = ColumnId(columns.iter().map(|column| column.id.0).max().unwrap_or(0) + 1);
         let (absent, options) = (BTreeMap::new(), Box::default());
-        Schema { version: 1, columns, primary_key, time_index: None, next_column, absent, options }
+        let (indexes, next_index) = (Vec::new(), IndexId(1));
+        let (version, time_index) = (1, None);
+        Schema { version, columns, primary_key, time_index, next_column, absent, options, indexes, next_index }
+    }
+
+    /// The columns of an index: those that it is ordered by, called [`index_column`], then those of the row key, called
+    /// [`key_column`]. All of them are its row key, so an entry is there or not, and has no fields. As the columns of an index
+    /// keep their types, this is the same for as long as the index is there.
+    pub fn of_index(&self, index: &IndexDef) -> Schema {
+        let ordered = index.columns.iter().filter_map(|id| self.columns.iter().find(|column| column.id == *id));
+        let ordered = ordered.enumerate().map(|(at, column)| (index_column(at), column.column_type));
+        let key = self.key();
+        let key = key.iter().enumerate().map(|(at, column)| (key_column(at), self.columns[*column].column_type));
+        let column = |(at, (name, column_type)): (usize, (String, ColumnType))| Column {
+            id: ColumnId(at as u32 + 1),
+            name,
+            column_type,
+            nullable: true,
+            default: None,
+        };
+        let columns: Vec<Column> = ordered.chain(key).enumerate().map(column).collect();
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
+        let mut schema = Schema::of_view(columns, &names);
+        if self.time_index.is_some() {
+            schema.time_index = schema.primary_key.pop();
+        }
+        schema
+    }
+
+    /// The indexes, ascending by id.
+    pub fn indexes(&self) -> &[IndexDef] {
+        &self.indexes
+    }
+
+    /// The index called `name`.
+    pub fn index(&self, name: &str) -> Option<&IndexDef> {
+        self.indexes.iter().find(|index| index.name == name)
+    }
+
+    pub(super) fn add_index(&mut self, name: &str, columns: Vec<ColumnId>) {
+        let (id, name) = (self.next_index, name.to_string());
+        self.next_index = IndexId(id.0.saturating_add(1));
+        self.indexes.push(IndexDef { id, name, columns, is_paused: false, rate_limit: None });
+    }
+
+    pub(super) fn indexes_mut(&mut self) -> &mut Vec<IndexDef> {
+        &mut self.indexes
     }
 
     /// The same with these options.

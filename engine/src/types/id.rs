@@ -28,8 +28,12 @@ id!(
     ReplicaId(u64), "r"
 );
 id!(
-    /// A table, a view or an index. Given out by meta, never reused.
+    /// A table or a view. Given out by meta, never reused.
     TableId(u32), "t"
+);
+id!(
+    /// An index of a table. Given out with the table's schema, never reused within the table.
+    IndexId(u32), "x"
 );
 id!(
     /// The version of a row, assigned when its entry is applied; the newest one wins. Counts from 1

@@ -14,10 +14,12 @@ mod value;
 
 pub use alter::{AlterError, Alteration, Place, widens};
 pub use batch::{ColumnarError, decode_batch, encode_batch};
-pub use column::{Column, ColumnDefault, ColumnId, ColumnType, Schema, SchemaError, TimeUnit};
+pub use column::{
+    Column, ColumnDefault, ColumnId, ColumnType, IndexDef, Schema, SchemaError, TimeUnit, index_column, key_column,
+};
 pub use fill::{FillPosition, LegId, Source};
 pub use id::{
-    Incarnation, LogId, NodeId, Op, ProcedureId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId,
+    Incarnation, IndexId, LogId, NodeId, Op, ProcedureId, RegionId, ReplicaId, RequestId, Sequence, SessionId, TableId,
     Timestamp, Vote,
 };
 pub use key::{Key, KeyError, Position, decode_key, encode_key, encode_keys};

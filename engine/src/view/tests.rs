@@ -399,6 +399,7 @@ fn a_plan_of_another_view_is_refused() {
         partition: crate::meta::catalog::PartitionRule::Hash { columns: Vec::new(), regions: 1 },
         regions: Vec::new(),
         view: None,
+        indexes: Default::default(),
     };
     let views = ["filter", "project", "group", "global", "decimals"].map(view);
     for (at, of) in views.iter().enumerate() {

@@ -6,6 +6,7 @@
 mod clients;
 mod fills;
 pub mod images;
+mod indexes;
 pub mod model;
 mod raft;
 mod replicas;
@@ -20,15 +21,25 @@ use engine::types::NodeId;
 pub use clients::ClientOracle;
 pub use fills::FillOracle;
 pub use images::DiskImageOracle;
+pub use indexes::IndexOracle;
 pub use raft::RaftOracle;
 pub use replicas::ReplicaOracle;
 pub use scans::{ScanOracle, Scanned};
 pub use views::ViewOracle;
 
-/// Every oracle, as reports, exemptions and planted bugs name it. Each is due in every run, those of views in every run that
-/// has one: one that is due and judged nothing makes the run vacuous.
-pub const NAMES: &[&str] =
-    &[clients::NAME, images::NAME, fills::NAME, LIVENESS, raft::NAME, replicas::NAME, scans::NAME, views::NAME];
+/// Every oracle, as reports, exemptions and planted bugs name it. Each is due in every run, those of views and of indexes in every
+/// run that has one: one that is due and judged nothing makes the run vacuous.
+pub const NAMES: &[&str] = &[
+    clients::NAME,
+    images::NAME,
+    fills::NAME,
+    indexes::NAME,
+    LIVENESS,
+    raft::NAME,
+    replicas::NAME,
+    scans::NAME,
+    views::NAME,
+];
 
 /// The oracle that the run itself is: it ends within its budget, and its replicas come together when the faults are over.
 pub const LIVENESS: &str = "liveness";

@@ -201,6 +201,7 @@ mod tests {
             partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
             regions: Vec::new(),
             view: None,
+            indexes: Default::default(),
         });
         let log_id = LogId { term: 1, index: 7 };
         model.on_event(&Event::Applied {

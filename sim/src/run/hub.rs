@@ -20,8 +20,8 @@ use super::report::{Decided, Exempted, Failure, StoryLine};
 use super::story::Story;
 use crate::oracle::model::Model;
 use crate::oracle::{
-    ClientOracle, DiskImageOracle, FillOracle, LIVENESS, Oracle, RaftOracle, ReplicaOracle, ScanOracle, ViewOracle,
-    Violation,
+    ClientOracle, DiskImageOracle, FillOracle, IndexOracle, LIVENESS, Oracle, RaftOracle, ReplicaOracle, ScanOracle,
+    ViewOracle, Violation,
 };
 use crate::plan::Plan;
 use crate::scenario::condition::Condition;
@@ -87,6 +87,8 @@ pub struct State {
     pub scans: ScanOracle,
     /// Judges how views are filled.
     pub fills: FillOracle,
+    /// Holds the indexes of replicas against their rows.
+    pub indexes: IndexOracle,
     /// Judges what stands in views.
     pub views: ViewOracle,
     /// What the claims of the scenario need.
@@ -142,6 +144,7 @@ impl Hub {
             images: DiskImageOracle::default(),
             scans: ScanOracle::default(),
             fills: FillOracle::default(),
+            indexes: IndexOracle::default(),
             views: ViewOracle::new(may_fail),
             tally: Tally::new(&plan.expect.happened),
             story: Story::default(),
@@ -334,8 +337,11 @@ impl State {
         strikes
     }
 
-    /// Of the fill first: what a region of a view must have follows from how far it is.
+    /// And indexes. Of the fill first: what a region of a view must have follows from how far it is.
     fn judge_views(&mut self, at: Duration, event: &Event) {
+        if let Event::IndexComplete { .. } = event {
+            self.indexes.note_complete();
+        }
         let filled = self.fills.on_event(&self.model, event);
         for (region, at_position) in self.fills.take_resumed() {
             self.story.resumed(region, at_position);
@@ -572,7 +578,11 @@ impl State {
 
     /// Whether the oracle of that name has something to judge in this run.
     pub fn is_due(&self, oracle: &str) -> bool {
-        ![FillOracle::NAME, ViewOracle::NAME].contains(&oracle) || self.views.is_due()
+        match oracle {
+            FillOracle::NAME | ViewOracle::NAME => self.views.is_due(),
+            IndexOracle::NAME => self.indexes.is_due(),
+            _ => true,
+        }
     }
 
     /// Name of the table of a region.
@@ -636,6 +646,7 @@ impl State {
             (DiskImageOracle::NAME, self.images.evaluations()),
             (ScanOracle::NAME, self.scans.evaluations()),
             (FillOracle::NAME, self.fills.evaluations()),
+            (IndexOracle::NAME, self.indexes.evaluations()),
             (ViewOracle::NAME, self.views.evaluations()),
             (LIVENESS, self.convergence_asked),
         ];

@@ -10,12 +10,14 @@ use engine::meta::catalog::TableDef;
 use engine::region::request::{ReplicaStatus, ScanRequest};
 use engine::server::message::{Request, Response};
 use engine::storage::changes::SIGN_COLUMN;
-use engine::types::{Key, NodeId, RegionId, ReplicaId, Sequence, decode_batch, encode_keys};
+use engine::types::{
+    Condition, Key, NodeId, Predicate, RegionId, ReplicaId, Schema, Sequence, Value, decode_batch, encode_keys,
+};
 
 use super::hub::Hub;
 use crate::cluster::Cluster;
 use crate::oracle::model::{Row, row_at};
-use crate::oracle::{Scanned, images};
+use crate::oracle::{IndexOracle, Scanned, images};
 
 /// What looks at one replica waits at most so long for an answer: it may be paused, or its disk may stall.
 const LOOK: Duration = Duration::from_secs(5);
@@ -57,6 +59,7 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
         return hub.fail(violation);
     }
     compare_at(cluster, hub, node, &table, &status, status.sequence, None).await;
+    compare_indexes(cluster, hub, node, &status).await;
     let pins = hub.state().model.region(region).map(|model| model.pins()).unwrap_or_default();
     let mut others: BTreeSet<Sequence> = pins.into_iter().map(|(sequence, _)| sequence).collect();
     if status.oldest > Sequence(0) {
@@ -71,6 +74,74 @@ pub async fn compare(cluster: &Cluster, hub: &Hub, node: NodeId, region: RegionI
             if sequence < status.sequence {
                 compare_at(cluster, hub, node, &table, &status, sequence, None).await;
             }
+        }
+    }
+}
+
+/// Holds the indexes of the replica that have all rows against its rows, and what is found by them against the model.
+async fn compare_indexes(cluster: &Cluster, hub: &Hub, node: NodeId, status: &ReplicaStatus) {
+    let (region, replica) = (status.region, status.replica);
+    let known = hub.state().model.region(region).and_then(|region| region.schema(status.schema_version).cloned());
+    let Some(schema) = known else { return };
+    for index in schema.indexes() {
+        let request = Request::CheckIndex { region, index: index.id, here: true };
+        // It is being filled, or the replica is on its way down.
+        let Ok(Response::IndexChecked(found)) = cluster.ask(node, request, LOOK).await else { continue };
+        let judged = hub.state().indexes.judge_entries(&index.name, node, replica, &found);
+        if let Err(violation) = judged {
+            return hub.fail(violation);
+        }
+        let (Some(column), sequence) = (index.columns.first().copied(), status.sequence) else { continue };
+        let Some(name) = schema.columns().iter().find(|one| one.id == column).map(|one| one.name.clone()) else {
+            continue;
+        };
+        let some = IndexOracle::value_of(&hub.state().model, region, column, sequence);
+        for value in [Some(Value::Null), some].into_iter().flatten() {
+            let condition = if value.is_null() { Condition::IsNull } else { Condition::Eq(value.clone()) };
+            let scan = ScanRequest {
+                schema_version: schema.version,
+                columns: schema.columns().iter().map(|column| column.name.clone()).collect(),
+                predicates: vec![Predicate { column: name.clone(), condition }],
+                upto: Some(sequence),
+                index: Some(index.id),
+                ..ScanRequest::default()
+            };
+            let Some(rows) = pages(cluster, node, region, &schema, scan).await else { return };
+            let version = schema.version;
+            let scanned = Scanned { region, replica, node, sequence, version, rows };
+            let judged = {
+                let mut state = hub.state();
+                let state = &mut *state;
+                state.indexes.judge_read(&state.model, &index.name, (column, &value), &scanned)
+            };
+            if let Err(violation) = judged {
+                return hub.fail(violation);
+            }
+        }
+    }
+}
+
+/// All rows of a scan; none: the replica cannot answer it now.
+async fn pages(
+    cluster: &Cluster,
+    node: NodeId,
+    region: RegionId,
+    schema: &Schema,
+    mut scan: ScanRequest,
+) -> Option<Vec<(Key, Row)>> {
+    let mut rows = Vec::new();
+    loop {
+        let Ok(Response::Scan(page)) = cluster.ask(node, Request::Scan { region, scan: scan.clone() }, LOOK).await
+        else {
+            return None;
+        };
+        for batch in page.batches.iter().filter_map(|batch| decode_batch(batch, &schema.to_arrow()).ok()) {
+            let keys = encode_keys(&batch, &schema.key()).into_iter().enumerate();
+            rows.extend(keys.map(|(number, key)| (key, row_at(schema, &batch, number))));
+        }
+        scan.after = page.next;
+        if scan.after.is_none() {
+            return Some(rows);
         }
     }
 }

@@ -5,7 +5,9 @@
 //! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
 //! - `drop NAME by=SESSION.STATEMENT [if_exists]`
 //! - `truncate NAME by=SESSION.STATEMENT`
-//! - `alter NAME version=N [table=ID] (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME) by=SESSION.STATEMENT`
+//! - `alter NAME version=N [table=ID] (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME | index=NAME:COLUMN | unindex=NAME)
+//!   by=SESSION.STATEMENT`
+//! - `job PROCEDURE (pause | resume | cancel | N) by=SESSION.STATEMENT`: what is wanted of the filling of an index or view
 //! - `move NAME REGION from=NODE to=NODE by=SESSION.STATEMENT`
 //! - `repair REGION from=NODE among=N,N ..`, a region as `t1/0`
 //! - `advance PROCEDURE (all | refused | given_up | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
@@ -22,6 +24,7 @@ use goldenscript::{ArgumentConsumer, Context};
 use super::{added, bootstrap_with, table};
 use crate::error::{Error, Invalid};
 use crate::meta::catalog::{RegionDef, TableDef};
+use crate::meta::request::Control;
 use crate::meta::{
     Answer, Command, Decision, Entry, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target,
 };
@@ -92,8 +95,25 @@ impl goldenscript::Runner for Script {
                 if let Some((column, to)) = args.take_key("rename").and_then(|names| names.split_once(':')) {
                     alterations.push(Alteration::Rename { column: column.to_string(), to: to.to_string() });
                 }
+                if let Some((name, column)) = args.take_key("index").and_then(|names| names.split_once(':')) {
+                    alterations.push(Alteration::AddIndex { name: name.into(), columns: vec![column.into()] });
+                }
+                if let Some(name) = args.take_key("unindex") {
+                    alterations.push(Alteration::DropIndex { name: name.to_string() });
+                }
                 let request = request(&mut args)?;
                 self.apply(Command::StartAlter { name, of: (of, version), alterations, request })
+            }
+            "job" => {
+                let job = procedure(&mut args)?;
+                let control = match args.next_pos().ok_or("what becomes of it?")? {
+                    "pause" => Control::Pause,
+                    "resume" => Control::Resume,
+                    "cancel" => Control::Cancel,
+                    rate => Control::RateLimit(Some(rate.parse()?)),
+                };
+                let request = request(&mut args)?;
+                self.apply(Command::StartControl { job, control, request })
             }
             "move" => {
                 let name = args.next_pos().ok_or("move a replica of what?")?.to_string();
@@ -311,6 +331,13 @@ fn lines(state: &MetaState) -> Vec<String> {
     let mut lines = Vec::new();
     for table in state.tables() {
         lines.push(format!("table {} {:?}", table.id, table.name));
+        for index in table.schema.indexes() {
+            let state = table.indexes[&index.id];
+            let (rate, wanted) = (index.rate_limit.unwrap_or(0), if index.is_paused { "paused" } else { "goes on" });
+            let is_ready = if state.is_ready { "ready" } else { "not ready" };
+            let named = format!("index {} {:?} of {}", index.id, index.name, table.id);
+            lines.push(format!("{named}: {}, {is_ready}, {wanted}, rate {rate}", state.job));
+        }
     }
     for procedure in state.procedures() {
         for place in procedure.subject.table().map(places).unwrap_or_default() {
@@ -341,6 +368,7 @@ fn shown_open(state: &ProcedureState) -> String {
             let missing = if missing.is_empty() { String::new() } else { format!(", later:{}", replicas(missing)) };
             format!("open:{}{missing}", regions(open))
         }
+        ProcedureState::Indexing { index, open } => format!("{index}, open:{}", regions(open)),
         ProcedureState::Truncating { open } | ProcedureState::Altering { open, .. } => {
             format!("open:{}", regions(open))
         }

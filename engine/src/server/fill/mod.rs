@@ -16,8 +16,11 @@
 //! others. A destination for which a stretch has nothing is sent nothing, except now and then a batch without rows, so that a leader
 //! which takes over does not read the stretch again.
 //!
+//! Indexes are filled by the same leader, in a simpler way: see `backfill`.
+//!
 //! Not here: what is due (`plan`), what a batch does (`region::absorb`), when a view may be read (`meta`).
 
+mod backfill;
 mod pace;
 mod plan;
 
@@ -51,7 +54,7 @@ use crate::region::request::{Absorb, Taken};
 use crate::types::{FillPosition, LegId, Op, Position, RegionId, ReplicaId, Sequence, Source, encode_batch};
 use crate::view::Program;
 
-/// Reads a replica for views, until it is dropped.
+/// Reads a replica for views and indexes, until it is dropped.
 struct Reading {
     replica: Arc<Replica>,
     task: JoinHandle<()>,
@@ -111,13 +114,14 @@ async fn read_whenever_leading(node: Weak<Shared>, replica: Arc<Replica>) {
             biased;
             () = replica.group.deposed() => {}
             () = reader.read_all() => {}
+            () = reader.backfill_all() => {}
         }
         drop(node);
         sleep(pause).await;
     }
 }
 
-/// Reads for all legs of a region, while its leader leads.
+/// Reads for all legs and indexes of a region, while its leader leads.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     node: &'a Shared,
@@ -145,16 +149,13 @@ impl From<Error> for End {
 }
 
 impl Reader<'_> {
-    /// Until there are no legs any more, or another one leads.
+    /// Until another one leads.
     async fn read_all(&self) {
         let mut changes = self.region.watch_legs();
         let mut reading = FuturesUnordered::new();
         let mut known = BTreeSet::new();
         loop {
             let legs: Vec<LegId> = self.region.legs().into_iter().map(|(leg, _)| leg).collect();
-            if legs.is_empty() {
-                return;
-            }
             for leg in legs {
                 if known.insert(leg) {
                     reading.push(async move {

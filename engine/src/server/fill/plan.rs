@@ -127,6 +127,7 @@ mod tests {
             partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
             regions: Vec::new(),
             view: None,
+            indexes: Default::default(),
         };
         Leg {
             view: Box::new(view),

@@ -86,6 +86,8 @@ impl Lane {
             | Kind::Greet
             | Kind::Legs
             | Kind::Positions
+            | Kind::Indexes
+            | Kind::CheckIndex
             | Kind::Meta => Lane::Request,
         }
     }

@@ -107,7 +107,15 @@ impl Script {
     fn add(&mut self, created: catalog::CreateTable) {
         let catalog::CreateTable { name, schema, partition, view, .. } = created;
         let id = TableId(self.feeders.len() as u32 + 1);
-        let feeder = TableDef { id, name: name.clone(), schema, partition, regions: Vec::new(), view };
+        let feeder = TableDef {
+            id,
+            name: name.clone(),
+            schema,
+            partition,
+            regions: Vec::new(),
+            view,
+            indexes: Default::default(),
+        };
         self.feeders.insert(name, Arc::new(feeder));
     }
 }

@@ -150,6 +150,7 @@ fn file(args: &mut ArgumentConsumer<'_>) -> Result<FileMeta, Box<dyn StdError>> 
     };
     Ok(FileMeta {
         id,
+        index: None,
         first_key: key(first),
         last_key: key(last),
         first_time,

@@ -21,6 +21,7 @@ fn options() -> Options {
 fn file(id: u64) -> FileMeta {
     FileMeta {
         id: FileId(id),
+        index: None,
         first_key: Key(Bytes::from_static(b"a")),
         last_key: Key(Bytes::from_static(b"b")),
         first_time: 0,

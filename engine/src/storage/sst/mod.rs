@@ -24,13 +24,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{FileId, damaged};
 use crate::error::{Error, IoKind};
-use crate::types::{Key, Schema, Sequence};
+use crate::types::{IndexId, Key, Schema, Sequence};
 
 /// What the manifest knows of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMeta {
     /// Its name within the replica.
     pub id: FileId,
+    /// What is in it: entries of this index; none: the rows of the table.
+    pub index: Option<IndexId>,
     /// The least row key in it.
     pub first_key: Key,
     /// The greatest row key in it.
@@ -71,7 +73,7 @@ impl FileMeta {
 pub const INDEX_KEY: &str = "seedbed.index";
 
 /// The version of the layout that is written, and the only one that is read.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 
 /// What an SST has beyond Parquet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

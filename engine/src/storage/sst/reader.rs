@@ -168,9 +168,13 @@ impl Sst {
         for (number, group) in self.index.groups.iter().enumerate() {
             let can_hold = |filter: &Filter| {
                 let at = position(&self.index.schema, &plan.rules.schema, filter.column);
-                let Some(statistics) = at.and_then(|at| self.statistics.get(&at)) else { return true };
+                let Some((at, statistics)) = at.and_then(|at| Some((at, self.statistics.get(&at)?))) else {
+                    return true;
+                };
                 let (min, max) = &statistics[number];
-                filter.condition.can_hold(min.as_ref(), max.as_ref(), false)
+                // In a table no cell of a key is; in views and indexes some are.
+                let nulls = self.index.schema.columns()[at].nullable;
+                filter.condition.can_hold(min.as_ref(), max.as_ref(), nulls)
             };
             if group.first_sequence > plan.upto
                 || !plan.range.meets(&group.blocks[0], &group.last_key)

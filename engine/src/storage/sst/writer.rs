@@ -201,6 +201,7 @@ impl Encoder {
         let (first_time, last_time) = self.times.unwrap_or((i64::MIN, i64::MAX));
         let meta = FileMeta {
             id,
+            index: None,
             first_key: first.blocks.first().expect("a group has rows").clone(),
             last_key: last.last_key.clone(),
             first_time,

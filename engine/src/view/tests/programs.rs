@@ -236,6 +236,7 @@ fn made(
         partition: PartitionRule::Hash { columns: Vec::new(), regions: 1 },
         regions: Vec::new(),
         view: None,
+        indexes: Default::default(),
     };
     let program = Program::new(&table, &plan).unwrap();
     View { program, plan, schema, shown: (0..shown.len()).collect(), appends: false, query }
