@@ -24,11 +24,13 @@ use crate::types::{
     TimeUnit, Value,
 };
 
+/// The key, the time, the two columns, whether it is deleted.
+type Row = (u8, u8, Option<u8>, Option<u8>, bool);
+
 /// One entry of the log, or what a replica does by itself.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Rows: the key, the time, the two columns, whether it is deleted.
-    Write(Vec<(u8, u8, Option<u8>, Option<u8>, bool)>),
+    Write(Vec<Row>),
     /// The index is made, if there is none, otherwise dropped.
     Exchange,
     /// The backfill goes on by so many rows.
@@ -175,7 +177,7 @@ impl Run {
         }
     }
 
-    fn write(&self, rows: &[(u8, u8, Option<u8>, Option<u8>, bool)]) -> Command {
+    fn write(&self, rows: &[Row]) -> Command {
         let schema = self.region.version().schema().clone();
         let text = |cell: Option<u8>| cell.map_or(Value::Null, |cell| Value::String(format!("c{cell}")));
         let number = |cell: Option<u8>| cell.map_or(Value::Null, |cell| Value::Int(cell.into()));
