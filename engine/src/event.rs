@@ -81,6 +81,8 @@ impl Event {
             LogStalled,
             TransferStarted,
             BufferFlush,
+            FileDamaged,
+            ReplicaMended,
             FollowerRead,
             FollowerReadRefused,
             WriteStalled,
@@ -364,6 +366,26 @@ events! {
         region: RegionId,
         /// The replica.
         replica: ReplicaId,
+    }
+    /// A file of a replica cannot be read as it was written.
+    FileDamaged {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The file.
+        file: String,
+    }
+    /// A replica with damaged files has the state of another one in their place.
+    ReplicaMended {
+        /// The group.
+        region: RegionId,
+        /// The replica.
+        replica: ReplicaId,
+        /// The node whose replica helped.
+        from: NodeId,
+        /// The last entry in the files.
+        last: LogId,
     }
     /// A raft instance died, of a failed write or apply, and is opened anew.
     ReplicaReopening {

@@ -114,6 +114,8 @@ impl Listen for Metrics {
             Event::SnapshotSending { .. } => count("seedbed_snapshots_sent_total"),
             Event::SnapshotInstalled { .. } => count("seedbed_snapshots_installed_total"),
             Event::ReplicaReopening { .. } => count("seedbed_replica_reopenings_total"),
+            Event::FileDamaged { .. } => count("seedbed_damaged_files_total"),
+            Event::ReplicaMended { .. } => count("seedbed_replicas_mended_total"),
             // Of the node, not of the region: any node may ask any region.
             Event::RouteRefreshed { .. } => {
                 *self.inner().counters.entry((None, "seedbed_route_refreshes_total")).or_default() += 1;

@@ -9,7 +9,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, Instant as _, Raft, ReadPolicy, SnapshotPolicy};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::machine::{Driver, Machine};
 use super::members::{self, Step};
@@ -283,6 +283,16 @@ impl Group {
             }
             // Time for the heir to win, for another one to be there, or for the log to get on.
             sleep(self.stall.patience()).await;
+        }
+    }
+
+    /// Hands leadership over if this replica leads and there is somebody to hand over to. Waits until that has won, an election
+    /// timeout at most.
+    pub async fn hand_over(&self) {
+        if let Some(heir) = heir(&self.followers(), self.stall.patience())
+            && self.transfer(heir).await.is_ok()
+        {
+            let _ = timeout(self.stall.patience(), self.deposed()).await;
         }
     }
 

@@ -154,7 +154,10 @@ impl Region {
 
     /// Positions of the rows whose newest version is not the expected one.
     async fn changed(&self, keys: &[Key], expected: &[Sequence]) -> Result<Vec<u32>> {
-        let newest = self.version().newest(keys, Sequence(u64::MAX)).await?;
+        let newest = match self.version().newest(keys, Sequence(u64::MAX)).await {
+            Err(err) => return Err(self.until_mended(err).await),
+            Ok(newest) => newest,
+        };
         // A deleted row is none: whoever read it saw none.
         let found = newest.into_iter().map(|newest| match newest {
             Some((sequence, Op::Put)) => sequence,

@@ -180,7 +180,7 @@ pub(super) async fn work(region: Weak<Region>) {
         let options = &region.spec.options;
         let is_strict = asked.iter().any(|asked| asked.is_strict);
         let strategy = region.strategy(!asked.is_empty(), is_strict);
-        let done = region.compact_by(&strategy).await;
+        let done = region.compact_by(&strategy).await.map_err(|err| region.noticed(err));
         failing = match &done {
             Ok(()) => None,
             Err(err) => {
@@ -254,6 +254,8 @@ impl Region {
 
     /// Merges what `strategy` picks of the files of a tree; false: it picks nothing, or the tree is gone.
     async fn compact_once(&self, index: Option<IndexId>, strategy: &Strategy) -> Result<bool> {
+        // All its files are about to be replaced.
+        self.refuse_damaged()?;
         let _turn = tokio::select! {
             biased;
             () = self.closed() => return Err(Error::Stopped),

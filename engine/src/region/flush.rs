@@ -88,6 +88,7 @@ pub(super) async fn work(region: Weak<Region>) {
                     interval
                 }
                 Err(err) => {
+                    let err = region.noticed(err);
                     let (id, replica, reason) = (region.id, region.spec.replica, err.to_string());
                     region.spec.events.emit(|| Event::FlushFailed { region: id, replica, reason });
                     failing.get_or_insert_with(|| options.pauses()).next_pause()

@@ -28,12 +28,12 @@ const INCOMING: &str = "incoming-";
 
 /// What the receiver needs besides the files.
 #[derive(Serialize, Deserialize)]
-struct Header {
-    past: Past,
+pub(super) struct Header {
+    pub past: Past,
     /// The oldest sequence that can be read of them.
-    oldest: Sequence,
+    pub oldest: Sequence,
     /// In the order in which the files are sent.
-    files: Vec<FileMeta>,
+    pub files: Vec<FileMeta>,
 }
 
 impl Region {
@@ -131,6 +131,8 @@ impl Region {
         });
         self.visible.send_replace(sequence);
         self.flushed.send_replace(flushed);
+        // All files are others.
+        self.damaged.send_replace(None);
         let (region, replica, last) = (self.id, self.spec.replica, snapshot.last.unwrap_or_default());
         self.spec.events.emit(|| Event::SnapshotInstalled { region, replica, last });
         Ok(())
@@ -141,7 +143,7 @@ fn encode(header: &Header) -> Bytes {
     postcard::to_allocvec(header).expect("a snapshot's header has an encoding").into()
 }
 
-fn decode(bytes: &Bytes) -> Result<Header> {
+pub(super) fn decode(bytes: &Bytes) -> Result<Header> {
     postcard::from_bytes(bytes)
         .map_err(|err| Error::Damaged { file: "snapshot".into(), message: format!("its header cannot be read: {err}") })
 }

@@ -21,6 +21,7 @@ mod alter;
 mod apply;
 mod buffer;
 mod compact;
+mod damage;
 pub mod expire;
 mod files;
 mod flush;
@@ -47,6 +48,7 @@ use tokio::task::JoinHandle;
 pub use self::buffer::Buffer;
 use self::buffer::{Part, Place};
 use self::compact::{Compacting, Horizon};
+pub use self::damage::{Mending, Wanted};
 use self::files::{FileIds, Files, Retired};
 use self::request::{ReplicaStatus, SstStatus};
 use self::side::Side;
@@ -112,6 +114,8 @@ pub struct Region {
     /// Counts the changes of legs.
     legs: watch::Sender<u64>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    /// A file that is damaged, once one is found that other replicas can help with.
+    damaged: watch::Sender<Option<String>>,
     /// Set when the region is closed: workers end at the next point where nothing is half done.
     closing: watch::Sender<bool>,
 }
@@ -174,8 +178,17 @@ impl Region {
         let schema = Arc::new(table.schema.clone());
         let program = table.view.as_ref().map(|_| Program::compile(&table)).transpose()?;
         let mut ssts = Vec::with_capacity(state.files.len());
+        let mut damage = Vec::new();
         for meta in state.files.values() {
-            ssts.push(Sst::open(spec.disk.as_ref(), &spec.folder, meta.clone()).await?);
+            let opened = Sst::open(spec.disk.as_ref(), &spec.folder, meta.clone()).await;
+            ssts.push(opened.or_else(|err| match err {
+                // Who is alone can read the other files, and who is not gets all of them from another replica.
+                Error::Damaged { .. } => {
+                    damage.push(err.clone());
+                    Ok(Sst::unreadable(meta.clone(), err))
+                }
+                err => Err(err),
+            })?);
         }
         let side = Side::decode(&state.past.side)?;
         let (id, flushed, sequence) = (state.region, state.past.flushed, state.past.sequence);
@@ -213,6 +226,7 @@ impl Region {
             slow: Mutex::default(),
             legs: watch::Sender::new(0),
             workers: Mutex::default(),
+            damaged: watch::Sender::new(None),
             closing: watch::Sender::new(false),
             spec,
         });
@@ -221,6 +235,9 @@ impl Region {
             tokio::spawn(compact::work(Arc::downgrade(&region))),
         ];
         *region.workers.lock().expect("no panic holds the lock") = workers;
+        for err in damage {
+            region.noticed(err);
+        }
         // It may have been closed before it was through with what was due.
         region.compacting.due.notify_one();
         Ok(Some(region))

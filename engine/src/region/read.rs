@@ -11,7 +11,7 @@ use crate::types::{Sequence, encode_batch};
 impl Region {
     /// One page. The caller has made sure that this replica may answer: that it leads and has applied what was
     /// committed before, or that the page continues one that was read so.
-    pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer> {
+    pub(super) async fn page(&self, request: ScanRequest) -> Result<ScanAnswer> {
         self.check_ready()?;
         // First the sequence, then the version: it has at least what was visible before.
         let visible = self.visible();

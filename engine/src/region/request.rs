@@ -276,6 +276,17 @@ pub struct IndexCheck {
     pub extra: u64,
 }
 
+/// The state of a replica in files, lent to one that has lost some of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lent {
+    /// Names it on its node.
+    pub number: u64,
+    /// What the files are together with.
+    pub header: Bytes,
+    /// Length and CRC-32 of each file.
+    pub files: Vec<(u64, u32)>,
+}
+
 /// A file of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SstStatus {

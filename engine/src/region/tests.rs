@@ -11,7 +11,9 @@ use crate::disk::memory::{Fault, MemoryDisk};
 use crate::disk::{Open, read_whole};
 use crate::meta::catalog::PartitionRule;
 use crate::raft::{Change, Machine, Snapshot, SnapshotFile};
-use crate::types::{Column, ColumnId, ColumnType, ProcedureId, Schema, TableId, Value, decode_batch, encode_batch};
+use crate::types::{
+    Column, ColumnId, ColumnType, Condition, Predicate, ProcedureId, Schema, TableId, Value, decode_batch, encode_batch,
+};
 
 fn table() -> TableDef {
     let column =
@@ -515,4 +517,88 @@ async fn a_snapshot_brings_the_columns_of_its_rows() {
     let receiver = replica(&disk, 2).await;
     let both = vec![vec![Value::Int(1)], vec![Value::Int(2)]];
     assert_eq!((rows(&receiver).await, receiver.version().schema().version), (both, 2));
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_reported_and_the_state_of_another_replica_takes_its_place() {
+    let disk = MemoryDisk::default();
+    let (one, other) = (replica(&disk, 1).await, replica(&disk, 2).await);
+    let replicas = [(ReplicaId(1), NodeId(1)), (ReplicaId(2), NodeId(2))].into();
+    let membership = crate::raft::Membership { log_id: None, voters: Vec::new(), replicas };
+    for region in [&one, &other] {
+        let change = Change::Membership(membership.clone());
+        region.apply(LogId { term: 1, index: 1 }, change).await.unwrap();
+    }
+    other.flush().await.unwrap();
+    let older = other.lend(None).await.unwrap();
+    for region in [&one, &other] {
+        put(region, 2, &[1, 2]).await;
+        region.flush().await.unwrap();
+    }
+    put(&other, 3, &[3]).await;
+    let path = disk.files().into_iter().map(|(path, _)| path).find(|path| path.starts_with("replicas/1/sst")).unwrap();
+    disk.damage(&path, |bytes| bytes[10] ^= 1);
+    assert!(!one.is_damaged(), "nobody has looked");
+    let err = scan(&one, 2).await.unwrap_err();
+    assert_eq!((err.code(), err.to_string().contains(&path)), ("busy", true), "{err}");
+    assert_eq!((one.is_damaged(), one.damaged().await), (true, path));
+    assert_eq!(one.lend(None).await.map(drop).unwrap_err().code(), "busy", "nobody gets it from here");
+
+    // As of an entry that it has not come to, it helps nobody.
+    let ahead = Some(LogId { term: 1, index: 9 });
+    assert_eq!(other.lend(ahead).await.map(drop).unwrap_err().code(), "busy");
+    let wanted = one.want().await.unwrap();
+    assert_eq!(wanted.others(), [(ReplicaId(2), NodeId(2))]);
+    let snapshot = other.lend(wanted.from()).await.unwrap();
+    let folder = wanted.folder().await.unwrap();
+    let mut received = Vec::new();
+    for (number, file) in snapshot.files.iter().enumerate() {
+        let path = format!("{folder}/{number}");
+        let bytes = read_whole(&disk, &file.path).await.unwrap();
+        disk.open(&path, Open::Create).await.unwrap().write_at(0, bytes).await.unwrap();
+        received.push(path);
+    }
+    wanted.seal();
+    assert_eq!(one.flush().await.unwrap_err().code(), "stopped");
+    one.close().await;
+    assert_eq!(Mending::open(one.spec.clone(), &older.header).await.map(drop).unwrap_err().code(), "busy");
+    let mending = Mending::open(one.spec.clone(), &snapshot.header).await.unwrap();
+    let last = mending.last();
+    assert_eq!(Some(last), snapshot.last);
+    mending.install(&received).await.unwrap();
+    let one = Region::open(one.spec.clone()).await.unwrap().unwrap();
+    assert_eq!(one.status().flushed, Some(last));
+    let sequence = one.visible().0;
+    assert_eq!(scan(&one, sequence).await, scan(&other, sequence).await);
+    assert_eq!(files(&disk, "replicas/1/sst"), received.len(), "the damaged one is gone");
+
+    // One of which the footer is damaged is found when the replica is opened, and the replica goes on all the same.
+    let path = disk.files().into_iter().map(|(path, _)| path).find(|path| path.starts_with("replicas/1/sst")).unwrap();
+    one.close().await;
+    disk.damage(&path, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let one = Region::open(one.spec.clone()).await.unwrap().unwrap();
+    assert_eq!((one.is_damaged(), one.damaged().await), (true, path));
+    put(&one, 3, &[3]).await;
+    one.flush().await.unwrap();
+    assert_eq!(scan(&one, sequence).await.unwrap_err().code(), "busy");
+}
+
+#[tokio::test]
+async fn who_is_alone_with_a_damaged_file_reads_the_others() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    put(&region, 1, &[1]).await;
+    region.flush().await.unwrap();
+    let path = disk.files().into_iter().map(|(path, _)| path).find(|path| path.starts_with("replicas/1/sst")).unwrap();
+    put(&region, 2, &[2]).await;
+    region.flush().await.unwrap();
+    region.close().await;
+    disk.damage(&path, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let region = Region::open(region.spec.clone()).await.unwrap().unwrap();
+    let err = scan(&region, 2).await.unwrap_err();
+    assert_eq!((err.code(), err.to_string().contains(&path)), ("damaged", true), "{err}");
+    assert!(!region.is_damaged(), "nobody can help");
+    let other = Predicate { column: "a".into(), condition: Condition::Eq(Value::Int(2)) };
+    let other = request::ScanRequest { schema_version: 1, predicates: vec![other], ..request::ScanRequest::default() };
+    assert_eq!(region.scan(other).await.unwrap().rows, 1);
 }

@@ -9,7 +9,7 @@ use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::metrics::Sample;
 use crate::region::request::{
-    Absorb, IndexCheck, IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
+    Absorb, IndexCheck, IndexStatus, LegStatus, Lent, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
     SstStatus, Taken, WriteAnswer, WriteRequest,
 };
 use crate::types::{IndexId, LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Source, TableId, Timestamp};
@@ -99,6 +99,22 @@ pub enum Request {
     Files,
     /// What the node counts.
     Metrics,
+    /// Lend the files of the region's replica, as of this entry or later, to one that has lost some of its own.
+    Lend {
+        /// The region.
+        region: RegionId,
+        /// The entry.
+        from: Option<LogId>,
+    },
+    /// A piece of a file that was lent.
+    LentPiece {
+        /// See `Lent::number`.
+        number: u64,
+        /// Which of the files.
+        file: u32,
+        /// Where the piece begins.
+        offset: u64,
+    },
     /// A request to meta's leader.
     Meta(MetaRequest),
     /// A statement of a client of the real server, in a session of the frontend on that node.
@@ -330,6 +346,8 @@ pub enum Response {
     Status(Vec<ReplicaStatus>),
     Files(Vec<SstStatus>),
     Metrics(Vec<Sample>),
+    Lend(Lent),
+    LentPiece(Bytes),
     ReadIndex(LogId),
     Meta(MetaAnswer),
     Sql(SqlAnswer),
@@ -395,6 +413,8 @@ pub enum Kind {
     Positions = 35,
     Indexes = 36,
     CheckIndex = 37,
+    Lend = 38,
+    LentPiece = 39,
 }
 
 impl Kind {
@@ -436,6 +456,8 @@ impl Kind {
         (Kind::Positions, "positions"),
         (Kind::Indexes, "indexes"),
         (Kind::CheckIndex, "check_index"),
+        (Kind::Lend, "lend"),
+        (Kind::LentPiece, "lent_piece"),
     ];
 
     /// The kind that is written as `byte`.
@@ -489,6 +511,8 @@ impl Request {
             Request::Positions { .. } => Kind::Positions,
             Request::Indexes { .. } => Kind::Indexes,
             Request::CheckIndex { .. } => Kind::CheckIndex,
+            Request::Lend { .. } => Kind::Lend,
+            Request::LentPiece { .. } => Kind::LentPiece,
         }
     }
 

@@ -8,6 +8,7 @@ mod expiry;
 mod fill;
 mod follower;
 mod identity;
+mod mend;
 pub mod message;
 mod meta_replica;
 mod node;

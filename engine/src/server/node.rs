@@ -406,6 +406,10 @@ impl Shared {
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Metrics => Ok(Response::Metrics(self.samples())),
+            Request::Lend { region, from } => self.store()?.lend(region, from).await.map(Response::Lend),
+            Request::LentPiece { number, file, offset } => {
+                self.store()?.lent_piece(number, file, offset).await.map(Response::LentPiece)
+            }
             Request::Meta(request) => self.store()?.meta(request, within).await.map(Response::Meta),
             Request::Sql { session, sql } => self.sql(session, &sql, within).await.map(Response::Sql),
         }

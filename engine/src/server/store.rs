@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use crate::region::request::{
 use crate::region::{Buffer, Region, ReplicaSpec};
 use crate::types::{Incarnation, IndexId, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
+use super::mend::{self, Help, Loans};
 use super::meta_replica::MetaReplica;
 
 const LOG: &str = "log";
@@ -42,9 +44,9 @@ const REPLICAS: &str = "replicas";
 pub struct Store {
     identity: Identity,
     incarnation: Incarnation,
-    around: Surroundings,
+    pub(super) around: Surroundings,
     clock: Arc<dyn Clock>,
-    log: Arc<Log>,
+    pub(super) log: Arc<Log>,
     replicas: Mutex<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Replicas that must not come back. Held while replicas are made and dropped, so that the two never overlap.
     dropped: AsyncMutex<BTreeSet<ReplicaId>>,
@@ -54,9 +56,11 @@ pub struct Store {
     buffer: Arc<Buffer>,
     /// Notified when a leg of a view begins, ends or changes.
     fills: Arc<Notify>,
-    /// Replicas that have died, and why. The receiver is the supervisor's.
-    deaths: UnboundedSender<(Arc<Replica>, String)>,
-    died: AsyncMutex<UnboundedReceiver<(Arc<Replica>, String)>>,
+    /// Files that others are mended with.
+    pub(super) loans: Loans,
+    /// Replicas that have died. The receiver is the supervisor's.
+    deaths: UnboundedSender<Death>,
+    died: AsyncMutex<UnboundedReceiver<Death>>,
     /// Nothing is opened any more.
     closing: watch::Sender<bool>,
 }
@@ -68,7 +72,17 @@ pub struct Replica {
     /// What the group drives.
     pub state: State,
     follower: Follower,
+    /// The supervisor has heard of its death.
+    is_dead: AtomicBool,
     tending: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A replica is to be opened anew.
+struct Death {
+    replica: Arc<Replica>,
+    reason: String,
+    /// What is to be in its place then, if it had damaged files.
+    help: Option<Help>,
 }
 
 /// A region with a TTL.
@@ -117,6 +131,7 @@ impl Store {
             compactions: Arc::new(Semaphore::new(jobs)),
             buffer: Buffer::new(&around.options, around.events.clone()),
             fills: Arc::default(),
+            loans: Loans::default(),
             deaths,
             died: AsyncMutex::new(died),
             closing: watch::Sender::new(false),
@@ -168,7 +183,7 @@ impl Store {
         }
     }
 
-    fn spec(&self, replica: ReplicaId) -> ReplicaSpec {
+    pub(super) fn spec(&self, replica: ReplicaId) -> ReplicaSpec {
         ReplicaSpec {
             replica,
             folder: folder(replica),
@@ -197,7 +212,13 @@ impl Store {
         if let State::Meta(meta) = &state {
             meta.serve(group.clone(), self.around.router.clone(), self.clock.clone());
         }
-        let hosted = Arc::new(Replica { group, state, follower: Follower::default(), tending: Mutex::default() });
+        let hosted = Arc::new(Replica {
+            group,
+            state,
+            follower: Follower::default(),
+            is_dead: AtomicBool::default(),
+            tending: Mutex::default(),
+        });
         {
             // Closing takes what stands here; who comes later closes itself.
             let mut replicas = self.replicas.lock().expect("no panic holds the lock");
@@ -226,9 +247,18 @@ impl Store {
         let watching = tokio::spawn(async move {
             let reason = hosted.group.died().await;
             // Nobody hears of it when the store is closed, with all replicas.
-            let _ = deaths.send((hosted, reason));
+            let _ = deaths.send(Death { replica: hosted, reason, help: None });
         });
-        replica.tending.lock().expect("no panic holds the lock").extend([purging, yielding, watching]);
+        let mut tending = vec![purging, yielding, watching];
+        if let State::Region(region) = &replica.state {
+            let (deaths, hosted, region) = (self.deaths.clone(), replica.clone(), region.clone());
+            let around = self.around.clone();
+            tending.push(tokio::spawn(async move {
+                let (file, help) = mend::help(&around, &hosted.group, &region).await;
+                let _ = deaths.send(Death { replica: hosted, reason: format!("{file} is damaged"), help: Some(help) });
+            }));
+        }
+        replica.tending.lock().expect("no panic holds the lock").extend(tending);
     }
 
     /// Opens anew what dies, until told to `stop` (none), or until the store must be opened anew as a whole, and then says why:
@@ -245,14 +275,18 @@ impl Store {
                     break Some(err.to_string());
                 }
                 // The store has a sender, so this is a death.
-                Some((replica, reason)) = died.recv() => {
+                Some(Death { replica, reason, help }) = died.recv() => {
+                    // It may have died of what it was to be closed for.
+                    if replica.is_dead.swap(true, Ordering::Relaxed) {
+                        continue;
+                    }
                     let (region, id, why) = (replica.group.region(), replica.group.replica(), reason.clone());
                     self.around.events.emit(|| Event::ReplicaReopening { region, replica: id, reason: why });
                     // Who dies of the log hears of its failure after it is noted there.
                     if self.log.error().is_some() {
                         break Some(reason);
                     }
-                    reopening.push(self.reopen(replica));
+                    reopening.push(self.reopen(replica, help));
                 }
             }
         };
@@ -262,20 +296,33 @@ impl Store {
         reason
     }
 
-    /// Opens a replica anew that has died, as often as it takes. An error: the log has failed, or opening it once more would
-    /// not help.
-    async fn reopen(self: &Arc<Self>, dead: Arc<Replica>) -> Result<()> {
+    /// Opens a replica anew that has died, as often as it takes; with the files that came to its help. An error: the log has
+    /// failed, or opening it once more would not help.
+    pub(super) async fn reopen(self: &Arc<Self>, dead: Arc<Replica>, help: Option<Help>) -> Result<()> {
         let id = dead.group.replica();
+        let mut is_mended = false;
         {
             // Meanwhile it is neither dropped nor made.
-            let _dropped = self.dropped.lock().await;
+            let dropped = self.dropped.lock().await;
             self.replicas.lock().expect("no panic holds the lock").retain(|_, hosted| !Arc::ptr_eq(hosted, &dead));
             dead.close().await;
+            if let Some(help) = help.filter(|_| !dropped.contains(&id)) {
+                match self.put_in_place(id, help).await {
+                    Ok(()) => is_mended = true,
+                    Err(err) => {
+                        self.log.error().map_or(Ok(()), Err)?;
+                        // As long as the damage is there it is found again.
+                        tracing::warn!(replica = %id, %err, "a replica was not mended");
+                    }
+                }
+            }
         }
         let mut closing = self.closing.subscribe();
         let mut pauses = self.around.options.pauses();
         loop {
-            let _ = tokio::time::timeout(pauses.next_pause(), closing.wait_for(|closing| *closing)).await;
+            if !std::mem::take(&mut is_mended) {
+                let _ = tokio::time::timeout(pauses.next_pause(), closing.wait_for(|closing| *closing)).await;
+            }
             let dropped = self.dropped.lock().await;
             if *self.closing.borrow() || dropped.contains(&id) || self.replica(id).is_ok() {
                 return Ok(());

@@ -11,19 +11,23 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::identity::{Identity, store_dropped};
+use super::mend::Help;
 use super::message::{Request, Response};
 use super::router::{Remote, Router};
 use super::store::{Store, folder};
 use crate::clock::OsClock;
 use crate::disk::memory::{Fault, MemoryDisk};
+use crate::disk::{Disk, Open};
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Listen};
+use crate::log::Entry;
 use crate::meta::catalog::{PartitionRule, TableDef};
 use crate::options::Options;
 use crate::raft::Surroundings;
 use crate::region::request::{ScanRequest, WriteRequest};
 use crate::types::{
-    Column, ColumnId, ColumnType, Incarnation, NodeId, RegionId, ReplicaId, Schema, Sequence, TableId, encode_batch,
+    Column, ColumnId, ColumnType, Incarnation, LogId, NodeId, RegionId, ReplicaId, Schema, Sequence, TableId,
+    encode_batch,
 };
 
 const NODE: NodeId = NodeId(1);
@@ -265,4 +269,44 @@ async fn a_drop_is_finished_after_a_crash_and_final() {
         store.drop_replica(region(number), replica(number)).await.unwrap();
     }
     store.close().await;
+}
+
+#[tokio::test]
+async fn what_was_lent_takes_the_place_of_files_and_of_entries_that_were_never_committed() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let lender = filled(&world, &disk).await;
+    let lent = lender.lend(region(0), None).await.unwrap();
+    let here = MemoryDisk::default();
+    let store = open(&world, &here).await;
+    store.create_replica(region(0), replica(0), &table()).await.unwrap();
+    let hosted = store.replica(replica(0)).unwrap();
+    // What a leader of an older term sent.
+    let log = store.log.replica(replica(0));
+    let entry = |index| Entry { id: LogId { term: 0, index }, payload: Bytes::new() };
+    log.append((0..20).map(entry).collect()).await.unwrap();
+    let incoming = format!("{}/incoming-0", folder(replica(0)));
+    here.create_dir(&incoming).await.unwrap();
+    let mut files = Vec::new();
+    for (number, (len, _)) in (0..).zip(&lent.files) {
+        let path = format!("{incoming}/{number}");
+        let bytes = lender.lent_piece(lent.number, number, 0).await.unwrap();
+        assert_eq!(bytes.len() as u64, *len);
+        let file = here.open(&path, Open::Create).await.unwrap();
+        file.write_at(0, bytes).await.unwrap();
+        file.sync().await.unwrap();
+        files.push(path);
+    }
+    here.sync_dir(&incoming).await.unwrap();
+    let help = Help { from: NodeId(2), header: lent.header, files };
+    // Somebody asks for the replica meanwhile, again.
+    let (table, making) = (table(), store.clone());
+    let making = making.create_replica(region(0), replica(0), &table);
+    let (mended, made) = tokio::join!(store.reopen(hosted, Some(help)), making);
+    mended.unwrap();
+    made.unwrap();
+    let (there, status) = (&lender.status(Some(region(0))).unwrap()[0], &store.status(Some(region(0))).unwrap()[0]);
+    assert_eq!((status.flushed, status.sequence, status.ssts), (there.flushed, there.sequence, there.ssts));
+    assert_eq!(log.state().last, status.flushed, "nothing else stands in the log");
+    store.close().await;
+    lender.close().await;
 }

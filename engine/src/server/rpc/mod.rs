@@ -61,9 +61,15 @@ impl Lane {
     pub fn of(kind: Kind) -> Lane {
         match kind {
             Kind::Append | Kind::Vote | Kind::PreVote | Kind::RaftTransfer => Lane::Raft,
-            Kind::Snapshot | Kind::Scan | Kind::Sql | Kind::Ingest | Kind::Absorb | Kind::Compact | Kind::Files => {
-                Lane::Bulk
-            }
+            Kind::Snapshot
+            | Kind::Scan
+            | Kind::Sql
+            | Kind::Ingest
+            | Kind::Absorb
+            | Kind::Compact
+            | Kind::Files
+            | Kind::Lend
+            | Kind::LentPiece => Lane::Bulk,
             Kind::Write
             | Kind::CreateReplica
             | Kind::InitGroup

@@ -64,9 +64,15 @@ async fn open_file(disk: &dyn Disk, path: &str) -> Result<Arc<dyn File>> {
 /// The least and the greatest value of a column in a row group, where known.
 type Bounds = (Option<Value>, Option<Value>);
 
-/// An open SST: its footer is in memory, and its bytes stay readable while this lives, whatever happens to its name.
+/// An SST, of which `meta` is known.
 pub struct Sst {
     meta: FileMeta,
+    /// Why it cannot be read, if it could not be opened.
+    content: Result<Content>,
+}
+
+/// An open file: its footer is in memory, and its bytes stay readable while this lives, whatever happens to its name.
+struct Content {
     path: String,
     file: Arc<dyn File>,
     footer: ArrowReaderMetadata,
@@ -104,7 +110,12 @@ impl Sst {
         let footer = ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::default())
             .map_err(|err| unreadable(&path, err))?;
         let statistics = statistics(&footer, &index.schema).map_err(|err| unreadable(&path, err))?;
-        Ok(Sst { meta, path, file, footer, index, statistics })
+        Ok(Sst { meta, content: Ok(Content { path, file, footer, index, statistics }) })
+    }
+
+    /// Stands for a file that cannot be opened because it is damaged, as `err` says: whoever wants something of it is told so.
+    pub fn unreadable(meta: FileMeta, err: Error) -> Sst {
+        Sst { meta, content: Err(err) }
     }
 
     /// What the manifest knows of it.
@@ -113,16 +124,26 @@ impl Sst {
     }
 
     /// The schema that it was written with.
-    pub fn schema(&self) -> &Schema {
-        &self.index.schema
+    pub fn schema(&self) -> Result<&Schema> {
+        Ok(&self.content()?.index.schema)
+    }
+
+    fn content(&self) -> Result<&Content> {
+        self.content.as_ref().map_err(Error::clone)
     }
 
     /// For each of `keys`, which are ascending, the newest version here that is not newer than `upto`.
     pub async fn newest(&self, keys: &[Key], upto: Sequence) -> Result<Vec<Option<(Sequence, Op)>>> {
-        let mut found = vec![None; keys.len()];
         if self.meta.first_sequence > upto {
-            return Ok(found);
+            return Ok(vec![None; keys.len()]);
         }
+        self.content()?.newest(keys, upto).await
+    }
+}
+
+impl Content {
+    async fn newest(&self, keys: &[Key], upto: Sequence) -> Result<Vec<Option<(Sequence, Op)>>> {
+        let mut found = vec![None; keys.len()];
         let mut spans: Vec<Span> = Vec::new();
         for key in keys {
             for (number, group) in self.index.groups.iter().enumerate() {
@@ -290,8 +311,8 @@ struct Span {
 pub(crate) struct SstScan {
     sst: Arc<Sst>,
     plan: Arc<Plan>,
-    shape: Shape,
-    decoder: Option<ParquetPushDecoder>,
+    /// Once something was read.
+    reading: Option<(Shape, ParquetPushDecoder)>,
 }
 
 impl SstScan {
@@ -308,8 +329,7 @@ impl SstScan {
             && !plan.hidden.hides_file(meta, has_time)
             && plan.range.meets(&meta.first_key, &meta.last_key)
             && plan.key_filters.iter().all(in_time);
-        let shape = Shape::of(&sst.index.schema, &plan.rules.schema, &plan);
-        wanted.then(|| SstScan { sst, plan, shape, decoder: None })
+        wanted.then(|| SstScan { sst, plan, reading: None })
     }
 
     /// Nothing that comes is less than this key.
@@ -319,14 +339,16 @@ impl SstScan {
 
     /// The next rows; none: that was all.
     pub(crate) async fn next(&mut self) -> Result<Option<Rows>> {
-        let SstScan { sst, plan, shape, decoder } = self;
-        if decoder.is_none() {
-            let spans = sst.spans(plan);
-            *decoder = Some(sst.decoder(&shape.read, &spans, plan.batch_rows)?);
+        let SstScan { sst, plan, reading } = self;
+        let content = sst.content()?;
+        if reading.is_none() {
+            let shape = Shape::of(&content.index.schema, &plan.rules.schema, plan);
+            let decoder = content.decoder(&shape.read, &content.spans(plan), plan.batch_rows)?;
+            *reading = Some((shape, decoder));
         }
-        let decoder = decoder.as_mut().expect("it was made just now");
-        while let Some(batch) = sst.decode(decoder).await? {
-            let rows = sst.rows(batch, shape, plan)?;
+        let (shape, decoder) = reading.as_mut().expect("it was made just now");
+        while let Some(batch) = content.decode(decoder).await? {
+            let rows = content.rows(&sst.meta, batch, shape, plan)?;
             if !rows.is_empty() {
                 return Ok(Some(rows));
             }
@@ -335,8 +357,8 @@ impl SstScan {
     }
 }
 
-impl Sst {
-    fn rows(&self, batch: RecordBatch, shape: &Shape, plan: &Plan) -> Result<Rows> {
+impl Content {
+    fn rows(&self, meta: &FileMeta, batch: RecordBatch, shape: &Shape, plan: &Plan) -> Result<Rows> {
         let broken = |err: arrow::error::ArrowError| unreadable(&self.path, err);
         let (sequences, ops) = self.versions(&batch)?;
         let all: Vec<(usize, usize)> = (0..batch.num_rows()).map(|row| (0, row)).collect();
@@ -348,7 +370,7 @@ impl Sst {
         let (from, to) = plan.range.within(&keys);
         let rows = Rows { batch, keys, sequences, ops };
         let rows = if (from, to) == (0, rows.len()) { rows } else { rows.slice(from, to - from) };
-        let may_hide = plan.hidden.may_hide_of(&self.meta, plan.rules.schema.time_index().is_some());
+        let may_hide = plan.hidden.may_hide_of(meta, plan.rules.schema.time_index().is_some());
         plan.admitted(rows, may_hide).map_err(broken)
     }
 }

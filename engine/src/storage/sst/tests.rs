@@ -82,7 +82,7 @@ fn every_type_comes_back_as_it_was_written() {
     let memtable = Arc::new(Memtable::new(schema.clone()));
     put(&memtable, &rows, Sequence(1));
     let sst = Arc::new(open(&disk, &flush(&disk, 1, std::slice::from_ref(&memtable), &options()).unwrap()));
-    assert_eq!(sst.schema(), &*schema);
+    assert_eq!(sst.schema().unwrap(), &*schema);
     assert_eq!((sst.meta().first_time, sst.meta().last_time), (i64::MIN, i64::MAX), "one window without a TIME INDEX");
     let types: Vec<ColumnType> = samples().iter().map(|(t, ..)| *t).collect();
     let mut expected: Vec<Seen> = rows
