@@ -124,6 +124,8 @@ pub enum Effect {
     /// It fails. A failed write wrote a drawn part of its bytes; a failed sync loses the pages it was to write; a failed
     /// change of names was made or not, as drawn.
     Fail(Failure),
+    /// What it reads is, from now on, another byte in the middle: the medium has rotted there.
+    Rot,
     /// It does not answer for so long; without a duration until the disk's stalls are lifted.
     Stall(Option<Duration>),
 }
@@ -246,6 +248,7 @@ impl Rules {
             armed.fired += 1;
             match rule.effect {
                 Effect::Fail(failure) => met.failure = met.failure.or(Some(failure)),
+                Effect::Rot => met.rot = true,
                 Effect::Stall(duration) => met.stall = met.stall.or(Some(duration)),
             }
         }
@@ -258,6 +261,7 @@ impl Rules {
 pub(super) struct Met {
     pub(super) failure: Option<Failure>,
     pub(super) stall: Option<Option<Duration>>,
+    pub(super) rot: bool,
 }
 
 /// What faults really did, so that a scenario can tell whether its faults mattered.
@@ -281,6 +285,8 @@ pub struct Effects {
     pub syncs_failed: u64,
     /// Changes of names that the medium failed.
     pub names_failed: u64,
+    /// Bytes that are others than were written.
+    pub rotted: u64,
     /// Operations that had to wait for a stall to end.
     pub stalls: u64,
     /// Syncs of files that succeeded.

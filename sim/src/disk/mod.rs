@@ -16,7 +16,7 @@
 //! - **Draws.** Named by path and by the count of the operation on that file: one operation more on one file moves
 //!   nothing on any other.
 //!
-//! Not here: bit rot, unreadable sectors, misdirected writes, syncs that lie. A page cache that fills up, permissions,
+//! Not here: unreadable sectors, misdirected writes, syncs that lie. A page cache that fills up, permissions,
 //! links.
 
 mod content;
@@ -27,7 +27,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -329,6 +329,11 @@ impl SimDisk {
     pub fn files(&self) -> Vec<FileInfo> {
         let files = self.0.state().store.files();
         files.into_iter().map(|(path, len, unsynced)| FileInfo { path, len, unsynced }).collect()
+    }
+
+    /// The path of every file of which bytes are others than were written.
+    pub fn rotten(&self) -> BTreeSet<String> {
+        self.0.state().store.rotten()
     }
 
     /// Writes all files, as the running system sees them, below `folder` of the real file system.

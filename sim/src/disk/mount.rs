@@ -44,6 +44,7 @@ struct Call<'a> {
     path: &'a str,
     nth: u64,
     failure: Option<Failure>,
+    rot: bool,
 }
 
 impl Mounted {
@@ -78,10 +79,11 @@ impl Mounted {
                 *count
             })
             .await;
-        let mut call = Call { class, op, path, nth, failure: None };
+        let mut call = Call { class, op, path, nth, failure: None, rot: false };
         self.ask(&call, Moment::Before).await;
         let met = self.alive(|state| state.rules.meet(class, op)).await;
         call.failure = met.failure;
+        call.rot = met.rot;
         let own = match met.stall {
             Some(within) => self.alive(|state| Some(Stall { until: within.map(|within| state.now + within) })).await,
             None => None,
@@ -324,7 +326,12 @@ impl File for SimFile {
                     state.effects.refuse(failure.os_error(), |effects| &mut effects.reads_failed);
                     Err(os_error(failure.os_error()))
                 }
-                None => Ok(Bytes::from(state.store.read(self.id, offset, len))),
+                None => {
+                    if call.rot && state.store.rot(self.id, offset, len) {
+                        state.effects.rotted += 1;
+                    }
+                    Ok(Bytes::from(state.store.read(self.id, offset, len)))
+                }
             })
             .await;
         self.mounted

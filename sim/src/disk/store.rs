@@ -75,6 +75,8 @@ struct FileData {
     opens: u32,
     /// Whether the running system has a name for it.
     linked: bool,
+    /// Whether bytes of it are others than were written.
+    rotten: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +154,19 @@ impl Store {
             }
         });
         files
+    }
+
+    /// The path of every file of which bytes are others than were written.
+    pub(super) fn rotten(&self) -> BTreeSet<String> {
+        let mut rotten = BTreeSet::new();
+        self.walk(ROOT, "", &mut |path, entry| {
+            if let Entry::File(id) = entry
+                && self.files[&id].rotten
+            {
+                rotten.insert(path.to_string());
+            }
+        });
+        rotten
     }
 
     /// The path of every folder but the store itself.
@@ -363,6 +378,24 @@ impl Store {
         });
     }
 
+    /// The medium rots: the byte in the middle of what stands there is another one from now on. False: nothing stands there.
+    pub(super) fn rot(&mut self, id: Id, offset: u64, len: usize) -> bool {
+        let file = self.files.get_mut(&id).expect("an open file is there");
+        let end = file.cache.len().min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return false;
+        }
+        file.rotten = true;
+        let at = offset + (end - offset) / 2;
+        for content in [&mut file.cache, &mut file.durable] {
+            if at < content.len() {
+                let byte = content.read(at, 1)[0] ^ 0x10;
+                content.write(at, &[byte]);
+            }
+        }
+        true
+    }
+
     pub(super) fn set_len(&mut self, id: Id, len: u64) {
         self.recount(id, |file| {
             if len != file.cache.len() {
@@ -564,6 +597,7 @@ impl FileData {
             changed: 0,
             opens: 0,
             linked: false,
+            rotten: false,
         }
     }
 

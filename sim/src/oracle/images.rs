@@ -72,6 +72,11 @@ impl DiskImageOracle {
                 // The log before a snapshot may be dropped as a whole.
                 promise.durable = None;
             }
+            // Its log is the old one.
+            Event::ReplicaMended { replica, last, .. } => {
+                let promise = replicas.entry(*replica).or_default();
+                promise.flushed = promise.flushed.max(Some(*last));
+            }
             // From here on nothing of it need be there, and at last nothing may.
             Event::ReplicaDropping { replica, .. } | Event::ReplicaDropped { replica, .. } => {
                 replicas.remove(replica);
@@ -99,10 +104,12 @@ impl DiskImageOracle {
     }
 }
 
-/// Opens `disk`, the durable content of a node's disk, and holds it against the promises. Changes `disk`.
+/// Opens `disk`, the durable content of a node's disk, and holds it against the promises. Changes `disk`. Files that are
+/// `rotten` by the scenario's doing need not be whole.
 pub async fn check(
     node: NodeId,
     disk: Arc<dyn Disk>,
+    rotten: &BTreeSet<String>,
     options: &Options,
     promises: &BTreeMap<ReplicaId, Promise>,
 ) -> Result<(), Violation> {
@@ -145,7 +152,7 @@ pub async fn check(
             ));
         }
         if !promise.is_meta {
-            check_files(node, *id, &disk, options, &events, promise, state.purged).await?;
+            check_files((node, *id), &disk, rotten, options, &events, promise, state.purged).await?;
         }
     }
     log.close().await.map_err(|err| violation("a log cannot be closed", node, vec![err.to_string()]))?;
@@ -193,9 +200,9 @@ async fn check_damage(node: NodeId, disk: &Arc<dyn Disk>, options: &Options) -> 
 }
 
 async fn check_files(
-    node: NodeId,
-    id: ReplicaId,
+    (node, id): (NodeId, ReplicaId),
     disk: &Arc<dyn Disk>,
+    rotten: &BTreeSet<String>,
     options: &Options,
     events: &Events,
     promise: &Promise,
@@ -220,7 +227,7 @@ async fn check_files(
         let evidence = format!("the log starts behind {purged:?}, the files end at {:?}", state.past.flushed);
         return Err(wrong("the log starts behind what is in files", evidence));
     }
-    for meta in state.files.values() {
+    for meta in state.files.values().filter(|meta| !rotten.contains(&sst::path(&folder, meta.id))) {
         if let Err(err) = sst::verify(disk.as_ref(), &folder, meta).await {
             return Err(wrong("a file that the manifest names is not whole", err.to_string()));
         }

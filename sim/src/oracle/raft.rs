@@ -109,6 +109,7 @@ impl Oracle for RaftOracle {
             Event::FlushFinished { replica, upto, .. } => self.flushed(node, *replica, *upto),
             Event::SnapshotInstalled { replica, last, .. } => self.installed(node, *replica, *last),
             Event::ReplicaDropping { replica, .. } => self.dropped(node, *replica),
+            Event::ReplicaMended { replica, last, .. } => self.mended(node, *replica, *last),
             _ => Ok(()),
         }
     }
@@ -477,6 +478,29 @@ impl RaftOracle {
         }
         replica.flushed = replica.flushed.max(Some(last));
         replica.applied = Some(last);
+        self.has_committed(id, committed, last)
+    }
+
+    /// It may have applied more: that is in its log, and applied again.
+    fn mended(&mut self, node: NodeId, id: ReplicaId, last: LogId) -> Result<(), Violation> {
+        self.evaluations += 1;
+        let committed = self.group(id).committed.get(&last.index).copied();
+        let replica = self.replica(node, id);
+        if replica.flushed > Some(last) {
+            return violation(
+                "a replica was mended with an older state",
+                vec![
+                    format!("replica {id} on {node} had flushed up to {}", shown(replica.flushed)),
+                    format!("and has files up to {last}"),
+                ],
+            );
+        }
+        replica.flushed = Some(last);
+        replica.applied = None;
+        self.has_committed(id, committed, last)
+    }
+
+    fn has_committed(&self, id: ReplicaId, committed: Option<u64>, last: LogId) -> Result<(), Violation> {
         if committed.is_some_and(|term| term != last.term) {
             return violation("a snapshot contains what was not committed", vec![format!("replica {id}: {last}")]);
         }

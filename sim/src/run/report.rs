@@ -212,6 +212,8 @@ effects! {
     DirectoryEntriesLost = "directory_entries_lost",
     /// Disk operations that failed.
     IoErrors = "io_errors",
+    /// Bytes of a disk that became others.
+    Rotted = "bytes_rotted",
     /// Disk operations that were refused for lack of space.
     DiskFull = "disk_full",
     /// Disk operations that took long because of a fault.

@@ -338,6 +338,7 @@ impl Striker {
                 Effect::Stall(Some(fault.delay.map_or(Duration::from_millis(100), |delay| delay.duration())))
             }
             DiskEffect::Stall => Effect::Stall(None),
+            DiskEffect::Rot => Effect::Rot,
             deadly => {
                 let before = matches!(deadly, DiskEffect::PowerLossBefore | DiskEffect::CrashBefore);
                 let moment = if before { Moment::Before } else { Moment::After };
@@ -512,6 +513,7 @@ impl Striker {
             (Did::SegmentsHeld, net.segments_held),
             (Did::Stalls, disks.iter().map(|disk| disk.stalls).sum()),
             (Did::IoErrors, disks.iter().map(|disk| disk.io_errors()).sum()),
+            (Did::Rotted, disks.iter().map(|disk| disk.rotted).sum()),
             (Did::DiskFull, disks.iter().map(|disk| disk.full).sum()),
             (Did::OptionsChanged, self.cluster.reconfigured()),
         ]);

@@ -27,7 +27,7 @@ pub async fn look_at_disk(cluster: &Cluster, hub: &Hub, node: NodeId) {
     let image = cluster.disk(node).power_failure_image();
     let promises = hub.state().images.promises(node);
     let options = cluster.options().clone();
-    let checked = images::check(node, image.mount(), &options, &promises).await;
+    let checked = images::check(node, image.mount(), &image.rotten(), &options, &promises).await;
     hub.state().images.evaluated();
     if let Err(violation) = checked {
         hub.fail(violation);

@@ -225,6 +225,8 @@ words! {
         Slow = "slow",
         /// It does not end before the fault does.
         Stall = "stall",
+        /// A byte of what is read is another one from now on.
+        Rot = "rot",
         /// The power goes just before it.
         PowerLossBefore = "power_loss_before",
         /// The power goes just after it, before anyone hears of it.
@@ -351,6 +353,7 @@ impl Fault {
             Fault::Disk(fault) => match fault.effect {
                 DiskEffect::Eio => Effect::IoErrors,
                 DiskEffect::Full => Effect::DiskFull,
+                DiskEffect::Rot => Effect::Rotted,
                 DiskEffect::Slow | DiskEffect::Stall => Effect::Stalls,
                 DiskEffect::PowerLossBefore | DiskEffect::PowerLossAfter => Effect::PowerLosses,
                 DiskEffect::CrashBefore | DiskEffect::CrashAfter => Effect::Crashes,

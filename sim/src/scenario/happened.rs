@@ -56,6 +56,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("a sector was torn", Effect::SectorsTorn),
     ("a directory entry was lost", Effect::DirectoryEntriesLost),
     ("a disk operation failed", Effect::IoErrors),
+    ("a disk rotted", Effect::Rotted),
     ("a disk was full", Effect::DiskFull),
     ("a disk stalled", Effect::Stalls),
     ("a connection was cut", Effect::ConnectionsCut),

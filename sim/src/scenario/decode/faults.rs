@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::super::Storm;
-use super::super::fault::{Cutoff, Death, Direction, DiskEffect, DiskFault, Fault, FileClass, Stay, StormKind};
+use super::super::fault::{Cutoff, Death, Direction, DiskEffect, DiskFault, DiskOp, Fault, FileClass, Stay, StormKind};
 use super::super::period::{Offset, Period};
 use super::super::raw;
 use super::super::target::{Region, Target};
@@ -110,6 +110,12 @@ impl Decoder<'_> {
                 self.source.wrong(text_span(&raw.delay), format!("`delay` goes with \"slow\", not with \"{effect}\""));
             }
             _ => {}
+        }
+        if let (Some(DiskEffect::Rot), Some(op)) = (effect, op)
+            && op != DiskOp::Read
+        {
+            self.source
+                .wrong(text_span(&raw.op), format!("\"rot\" goes with \"read\", not with \"{op}\": it is found then"));
         }
         if let Some(deadly) = effect.filter(DiskEffect::is_deadly) {
             for (word, at) in [("times", place(&raw.times)), ("for", place(&raw.lasts))] {
