@@ -146,6 +146,8 @@ events! {
         segments: u64,
         /// Bytes of the last, unfinished batch that were cut off.
         torn_bytes: u64,
+        /// Entries that were found damaged.
+        rotten: u64,
     }
     /// A vote is durable.
     VoteSaved {

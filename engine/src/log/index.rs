@@ -7,7 +7,7 @@
 //!
 //! Pure, and without any knowledge of files, batches or time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -38,6 +38,8 @@ pub(super) struct Slot {
     pub(super) place: Place,
     pub(super) payload_len: u32,
     pub(super) payload_crc: u32,
+    /// What stands there is not what was written.
+    pub(super) is_rotten: bool,
 }
 
 /// The payload of an entry, for those changes that are one.
@@ -45,6 +47,8 @@ pub(super) struct Slot {
 pub(super) struct Payload {
     pub(super) len: u32,
     pub(super) crc: u32,
+    /// See [`Slot::is_rotten`].
+    pub(super) is_rotten: bool,
     /// None when it is read back at start: memory is for what is new.
     pub(super) bytes: Option<Bytes>,
 }
@@ -68,6 +72,8 @@ struct Replica {
     entries: VecDeque<Slot>,
     /// Payloads of the last entries. Memory is given back from the front only, so they are always a suffix.
     recent: VecDeque<Bytes>,
+    /// Indexes at which rotten entries were found; some of them may be gone by now.
+    rotten: BTreeSet<u64>,
 }
 
 impl Index {
@@ -100,8 +106,11 @@ impl Index {
                     replica.keep(0, totals);
                     replica.first = entry.index;
                 }
-                replica
-                    .push(Slot { term: entry.term, place, payload_len: payload.len, payload_crc: payload.crc }, totals);
+                let Payload { len: payload_len, crc: payload_crc, is_rotten, .. } = payload;
+                replica.push(Slot { term: entry.term, place, payload_len, payload_crc, is_rotten }, totals);
+                if is_rotten {
+                    replica.rotten.insert(entry.index);
+                }
                 if let Some(bytes) = payload.bytes {
                     totals.cached += memory_of(&bytes);
                     replica.recent.push_back(bytes);
@@ -204,6 +213,26 @@ impl Index {
         let uncached = replica.first + (replica.entries.len() - replica.recent.len()) as u64;
         let bytes = index.checked_sub(uncached).map(|at| replica.recent[at as usize].clone());
         Some((*slot, bytes))
+    }
+
+    /// The newest entry that is known not to be as it was written, and where it stands.
+    pub(super) fn rotten(&self, id: ReplicaId) -> Option<(LogId, Place)> {
+        let replica = self.replicas.get(&id)?;
+        let newest_first = replica.rotten.iter().rev();
+        let mut rotten =
+            newest_first.filter_map(|index| Some((*index, replica.slot(*index).filter(|slot| slot.is_rotten)?)));
+        rotten.next().map(|(index, slot)| (LogId { term: slot.term, index }, slot.place))
+    }
+
+    /// The entry was read, and is not as it was written.
+    pub(super) fn found_rotten(&mut self, id: ReplicaId, entry: LogId) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let at = entry.index.checked_sub(replica.first).and_then(|at| usize::try_from(at).ok());
+        let slot = at.and_then(|at| replica.entries.get_mut(at));
+        if let Some(slot) = slot.filter(|slot| slot.term == entry.term) {
+            slot.is_rotten = true;
+            replica.rotten.insert(entry.index);
+        }
     }
 
     /// Whether a replica has no entries.
@@ -321,7 +350,7 @@ mod tests {
     fn index(changes: &[(u64, Change)]) -> Index {
         let mut index = Index::default();
         for (offset, (segment, change)) in changes.iter().enumerate() {
-            let payload = Payload { len: 10, crc: 0, bytes: Some(Bytes::from_static(&[7; 10])) };
+            let payload = Payload { len: 10, crc: 0, is_rotten: false, bytes: Some(Bytes::from_static(&[7; 10])) };
             index.apply(R, change, Place { segment: *segment, offset: offset as u64 }, payload).unwrap();
         }
         index

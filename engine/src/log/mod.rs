@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! - A batch begins only after the fsync of the one before returned. So a bad record is a torn write if it is in the
-//!   last batch, and damage otherwise: the log is cut there, or refuses to open.
+//!   last batch, and damage otherwise: the log is cut there, or refuses to open. If no more than the payload of an entry is
+//!   damaged, it is known which one that is ([`ReplicaLog::rotten`]): votes, and what was acknowledged, are not in doubt.
 //! - Batch numbers and segment numbers have no gaps: what is missing is noticed.
 //! - What is read back after any crash is what a prefix of the submitted changes makes, and all acknowledged ones are
 //!   in it. Changes take effect in memory in the order in which they are written.
@@ -15,8 +16,8 @@
 //! - A segment is deleted with all before it, when no wanted entry stands in them, and after what else only they say
 //!   was durably said again.
 //!
-//! Not here: what an entry means, when a log is purged (a flush decides), repair of damage (the replica is replaced),
-//! and a guard against two processes that open one log (the node's identity file is).
+//! Not here: what an entry means, when a log is purged (a flush decides), repair of damage (`region::damage`; of a log that
+//! does not open, the replicas are replaced), and a guard against two processes that open one log (the node's identity file is).
 
 mod index;
 mod record;
@@ -101,10 +102,10 @@ impl Log {
     /// if something that was durable is not there; then nothing was changed.
     pub async fn open(disk: Arc<dyn Disk>, dir: &str, options: &Options, events: Events) -> Result<Arc<Log>> {
         let recovered = replay::recover(&*disk, dir).await?;
-        let (segments, torn_bytes) = (recovered.files.len() as u64, recovered.torn_bytes);
+        let (segments, torn_bytes, rotten) = (recovered.files.len() as u64, recovered.torn_bytes, recovered.rotten);
         let (segment_bytes, cache_bytes) = (options.log_segment_bytes, options.log_cache_bytes);
         let shared = Arc::new(Shared::new(disk, dir, segment_bytes, cache_bytes, events, recovered));
-        shared.events.emit(|| Event::LogOpened { segments, torn_bytes });
+        shared.events.emit(|| Event::LogOpened { segments, torn_bytes, rotten });
         // What was found is durable by now, also what its writer was never told so.
         let found: Vec<_> = {
             let core = shared.core();
@@ -225,6 +226,18 @@ impl ReplicaLog {
         flushed
     }
 
+    /// The newest entry that is there and known not to be as it was written, and the damage. It and those before it are not to
+    /// be read any more: the replica needs what they did from elsewhere.
+    pub fn rotten(&self) -> Option<(LogId, Error)> {
+        let (id, place) = self.log.shared.core().index.rotten(self.replica)?;
+        Some((id, self.damage(id, place)))
+    }
+
+    fn damage(&self, id: LogId, place: Place) -> Error {
+        let message = format!("offset {}: not entry {id} of replica {} as it was written", place.offset, self.replica);
+        Error::Damaged { file: replay::path(&self.log.shared.dir, place.segment), message }
+    }
+
     /// Saves the replica's promise.
     pub fn save_vote(&self, vote: Vote) -> Flushed {
         self.log.flushed(|core| core.save_vote(self.replica, vote))
@@ -326,13 +339,10 @@ impl ReplicaLog {
         let bytes = bytes.map_err(|err| Error::io(&err, format!("read {path}")))?;
         for (id, slot) in &run.entries {
             let at = (slot.place.offset - run.start.offset) as usize;
-            let payload = self.payload(&bytes, at, *id, slot).ok_or_else(|| Error::Damaged {
-                file: path.clone(),
-                message: format!(
-                    "offset {}: not entry {id} of replica {} as it was written",
-                    slot.place.offset, self.replica
-                ),
-            })?;
+            let Some(payload) = self.payload(&bytes, at, *id, slot) else {
+                self.log.shared.core().index.found_rotten(self.replica, *id);
+                return Err(self.damage(*id, slot.place));
+            };
             entries.push(Entry { id: *id, payload });
         }
         Ok(())

@@ -5,7 +5,8 @@
 //! the same.
 //!
 //! - Damage in a segment that has a successor, or with a record of a later batch behind it, is corruption: it was
-//!   durable. Nothing is changed then.
+//!   durable. If it is the payload of an entry alone, of which the header says which one it is and how long, the log is opened
+//!   all the same and the entry cannot be read; other damage is an error, and nothing is changed.
 //! - Other damage is the last batch, torn: cut from its first bad record on.
 //! - What is kept of the last batch is written again and fsynced. It may have been read from the system's cache and not
 //!   be on the disk, after a crash of the process or an fsync that failed (see "fsyncgate").
@@ -34,6 +35,8 @@ pub(super) struct Recovered {
     pub(super) batch: u64,
     /// Bytes that were cut off.
     pub(super) torn_bytes: u64,
+    /// Entries that cannot be read.
+    pub(super) rotten: u64,
 }
 
 /// Opens the log in the folder `dir` of `disk`; makes it if there is none.
@@ -86,7 +89,8 @@ pub(super) async fn recover(disk: &dyn Disk, dir: &str) -> Result<Recovered> {
     file.write_at(end.place.offset, bytes.freeze()).await.map_err(io)?;
     file.sync().await.map_err(io)?;
     disk.sync_dir(dir).await.map_err(|err| Error::io(&err, format!("sync {dir}")))?;
-    Ok(Recovered { index: replay.index, files, end: place, batch: end.batch + 1, torn_bytes })
+    let rotten = replay.rotten;
+    Ok(Recovered { index: replay.index, files, end: place, batch: end.batch + 1, torn_bytes, rotten })
 }
 
 /// The folder must be there after a power failure too, and so must the folders that it is in.
@@ -141,6 +145,8 @@ struct Replay {
     end: u64,
     /// Where the last batch that has records in the current segment begins.
     last_batch: u64,
+    /// Entries whose payload is damaged.
+    rotten: u64,
 }
 
 /// Where a log ends.
@@ -164,6 +170,7 @@ impl Default for Replay {
             trimmed: 0,
             end: 0,
             last_batch: 0,
+            rotten: 0,
         }
     }
 }
@@ -181,14 +188,21 @@ impl Replay {
         let mut scan = Scan::new(number, bytes, self.cursor);
         let step = loop {
             let before = scan.cursor;
-            let (place, header) = match scan.step() {
-                Step::Record(place, header) => (place, header),
+            let (place, header, is_rotten) = match scan.step() {
+                Step::Record(place, header) => (place, header, false),
+                // It was durable once, and what it was is known.
+                Step::Rotten(place, header) if !is_last || scan.later_batch(header.batch).is_some() => {
+                    scan.pass(&header);
+                    (place, header, true)
+                }
+                Step::Rotten(..) => break Step::Bad("the checksum of the record's payload is wrong".into()),
                 end => break end,
             };
             if before != Cursor::Within(header.batch) {
                 self.last_batch = place.offset;
             }
-            self.record(place, &header).map_err(|what| Damage { place, what })?;
+            self.rotten += u64::from(is_rotten);
+            self.record(place, &header, is_rotten).map_err(|what| Damage { place, what })?;
         };
         let damage = |what| Err(Damage { place: Place { segment: number, offset: scan.offset }, what });
         match step {
@@ -206,13 +220,13 @@ impl Replay {
                     scan.cursor.expected()
                 ));
             }
-            Step::End | Step::Record(..) => {}
+            Step::End | Step::Record(..) | Step::Rotten(..) => {}
         }
         (self.cursor, self.end) = (scan.cursor, scan.offset);
         Ok(())
     }
 
-    fn record(&mut self, place: Place, header: &Header) -> Result<(), String> {
+    fn record(&mut self, place: Place, header: &Header, is_rotten: bool) -> Result<(), String> {
         let record = header.record()?;
         if matches!(record, Record::Segment(_)) != (place.offset == 0) {
             return Err("the record that begins a segment, and only there".into());
@@ -225,7 +239,8 @@ impl Replay {
                 Ok(())
             }
             Record::Change(replica, change) => {
-                let payload = Payload { len: header.payload_len, crc: header.payload_crc, bytes: None };
+                let (len, crc) = (header.payload_len, header.payload_crc);
+                let payload = Payload { len, crc, is_rotten, bytes: None };
                 self.index.apply(replica, &change, place, payload)
             }
         }
@@ -252,7 +267,7 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Change;
+    use super::super::record::{Change, HEADER};
     use super::*;
     use crate::types::{LogId, ReplicaId};
 
@@ -294,6 +309,16 @@ mod tests {
         Ok((replay.finish()?, replay.index.next(ReplicaId(1))))
     }
 
+    /// The newest entry that cannot be read.
+    fn rotten(segments: &[Vec<u8>]) -> Option<(LogId, Place)> {
+        let mut replay = Replay::default();
+        for (at, bytes) in segments.iter().enumerate() {
+            replay.segment(at as u64 + 1, bytes, at + 1 == segments.len()).unwrap();
+        }
+        assert_eq!(replay.rotten, 1);
+        replay.index.rotten(ReplicaId(1))
+    }
+
     #[test]
     fn the_end_is_after_the_last_record() {
         assert_eq!(replay(&[]).unwrap().0, End { place: Place { segment: 1, offset: 0 }, last_batch: 0, batch: 1 });
@@ -302,8 +327,8 @@ mod tests {
         assert_eq!(next, 5);
     }
 
-    /// Every cut and every changed byte of a log of two segments: what is in the last batch is torn, all else is
-    /// damage, and named.
+    /// Every changed byte of a log of two segments: what is in the last batch is torn, a payload before it is known to be
+    /// damaged, all else is damage, and named.
     #[test]
     fn damage_is_torn_only_in_the_last_batch() {
         let sound = segments(&[&[2, 1], &[1, 3]]);
@@ -313,13 +338,22 @@ mod tests {
                 let mut changed = sound.clone();
                 changed[at][offset] ^= 0x10;
                 let record = record_of(bytes, offset);
+                let is_torn = at == 1 && offset >= last_batch;
+                let is_payload = offset as u64 >= record + HEADER as u64;
                 match replay(&changed) {
-                    Ok((end, _)) => {
-                        assert!(at == 1 && offset >= last_batch, "segment {} offset {offset} was cut", at + 1);
-                        assert_eq!(end.place, Place { segment: 2, offset: record });
+                    Ok((end, _)) if is_torn => assert_eq!(end.place, Place { segment: 2, offset: record }),
+                    Ok((end, next)) => {
+                        assert!(is_payload, "segment {} offset {offset} was passed over", at + 1);
+                        assert_eq!(
+                            (end.place, next),
+                            (Place { segment: 2, offset: 272 }, 7),
+                            "nothing else is missing"
+                        );
+                        let (id, place) = rotten(&changed).unwrap();
+                        assert_eq!(place, Place { segment: at as u64 + 1, offset: record }, "{id}");
                     }
                     Err(damage) => {
-                        assert!(at == 0 || offset < last_batch, "offset {offset}: {damage:?}");
+                        assert!(!is_torn && !is_payload, "offset {offset}: {damage:?}");
                         assert_eq!(damage.place, Place { segment: at as u64 + 1, offset: record }, "{}", damage.what);
                     }
                 }

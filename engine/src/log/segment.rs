@@ -60,6 +60,9 @@ pub(super) enum Step {
     Record(Place, Header),
     /// The file ends after a record.
     End,
+    /// A record of the batch that is due, beginning here, whose payload is not what its header says. Whether it is to be gone
+    /// over ([`Scan::pass`]) is for the caller to decide.
+    Rotten(Place, Header),
     /// What follows is no sound record of the batch that is due; for people, why.
     Bad(String),
 }
@@ -81,7 +84,7 @@ impl<'a> Scan<'a> {
         Scan { segment, bytes, offset: 0, cursor }
     }
 
-    /// Reads one record. After [`Step::End`] and [`Step::Bad`] the same answer comes again.
+    /// Reads one record. After any other step than a [`Step::Record`] the same answer comes again.
     pub(super) fn step(&mut self) -> Step {
         let rest = &self.bytes[self.offset as usize..];
         if rest.is_empty() {
@@ -105,11 +108,16 @@ impl<'a> Scan<'a> {
             return Step::Bad("the record's payload ends after the file".into());
         };
         if crc32fast::hash(payload) != header.payload_crc {
-            return Step::Bad("the checksum of the record's payload is wrong".into());
+            return Step::Rotten(place, header);
         }
-        self.cursor = Cursor::past(&header);
-        self.offset += header.record_len();
+        self.pass(&header);
         Step::Record(place, header)
+    }
+
+    /// Goes on behind the record that begins here.
+    pub(super) fn pass(&mut self, header: &Header) {
+        self.cursor = Cursor::past(header);
+        self.offset += header.record_len();
     }
 
     /// Looks, from the next record on, for a record of a batch after `batch`: where it is and which batch. Its payload

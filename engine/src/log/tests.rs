@@ -229,13 +229,13 @@ async fn damage_before_the_last_batch_is_named_and_nothing_is_changed() {
     }
     let disk = disk.start();
     // Segment and Opened take 96 bytes, each entry 48 and its payload of 9.
-    disk.damage("log/00000000000000000001.seg", |bytes| bytes[96 + 57 + 50] ^= 1);
+    disk.damage("log/00000000000000000001.seg", |bytes| bytes[96 + 57 + 40] ^= 1);
     let before = disk.files();
     let err = open(&disk, &Options::default()).await.unwrap_err();
     let expected = Error::Damaged {
         file: "log/00000000000000000001.seg".into(),
         message:
-            "offset 153: the checksum of the record's payload is wrong, and batch 4, after 3, is there at offset 210"
+            "offset 153: the checksum of the record's header is wrong, and batch 4, after 3, is there at offset 210"
                 .into(),
     };
     assert_eq!(err, expected);
@@ -254,7 +254,7 @@ async fn a_torn_tail_is_cut_and_said() {
         let heard = Arc::new(Heard::default());
         let events = Events::heard_by(NodeId(1), heard.clone());
         let log = Log::open(Arc::new(disk.clone()), "log", &Options::default(), events).await.unwrap();
-        let opened = Event::LogOpened { segments: 1, torn_bytes: 57 - cut as u64 };
+        let opened = Event::LogOpened { segments: 1, torn_bytes: 57 - cut as u64, rotten: 0 };
         let found = Event::Durable { replica: ReplicaId(1), upto: id(1, 0) };
         assert_eq!(heard.take(), [opened, found]);
         assert_eq!(read_all(&log, 1).await, entries(1, 0..1));
@@ -280,6 +280,7 @@ async fn a_read_is_bounded_and_checked() {
     assert_eq!(replica.read(10..12, 100).await.unwrap(), []);
     assert_eq!((replica.log_id(0), replica.log_id(1), replica.log_id(10)), (None, Some(id(1, 1)), None));
     disk.damage("log/00000000000000000001.seg", |bytes| bytes[96 + 57 * 5 + 50] ^= 1);
+    assert_eq!(replica.rotten(), None, "nobody has looked");
     let err = replica.read(2..9, u64::MAX).await.unwrap_err();
     let expected = Error::Damaged {
         file: "log/00000000000000000001.seg".into(),
@@ -287,6 +288,49 @@ async fn a_read_is_bounded_and_checked() {
     };
     assert_eq!(err, expected);
     assert_eq!(replica.read(6..9, u64::MAX).await.unwrap(), entries(1, 6..9));
+    assert_eq!(replica.rotten(), Some((id(1, 5), expected)));
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_known_until_it_is_gone() {
+    let disk = RoughDisk::default();
+    let log = open(&disk, &Options::default()).await.unwrap();
+    let replica = log.replica(ReplicaId(1));
+    for index in 0..6 {
+        replica.append(entries(1, index..index + 1)).await.unwrap();
+    }
+    replica.save_vote(vote(1)).await.unwrap();
+    let disk = disk.start();
+    for entry in [1, 3] {
+        disk.damage("log/00000000000000000001.seg", |bytes| bytes[96 + 57 * entry + 50] ^= 1);
+    }
+    let open = async |disk: &RoughDisk| {
+        let heard = Arc::new(Heard::default());
+        let events = Events::heard_by(NodeId(1), heard.clone());
+        let log = Log::open(Arc::new(disk.clone()), "log", &Options::default(), events).await.unwrap();
+        let opened = heard.take().into_iter().find_map(|event| match event {
+            Event::LogOpened { rotten, .. } => Some(rotten),
+            _ => None,
+        });
+        (log.replica(ReplicaId(1)), opened.unwrap())
+    };
+    let rotten = |replica: &ReplicaLog| replica.rotten().map(|(id, _)| id.index);
+    // All that is known of the log is as it was.
+    let (replica, found) = open(&disk).await;
+    assert_eq!((rotten(&replica), found), (Some(3), 2));
+    let state = replica.state();
+    assert_eq!((state.last, state.vote), (Some(id(1, 5)), Some(vote(1))));
+    assert_eq!(replica.read(4..6, u64::MAX).await.unwrap(), entries(1, 4..6));
+    assert_eq!(replica.read(0..6, u64::MAX).await.unwrap_err().code(), "damaged");
+    // Another entry in its place is sound.
+    replica.truncate_after(Some(id(1, 2))).await.unwrap();
+    assert_eq!(rotten(&replica), Some(1));
+    replica.append(entries(2, 3..5)).await.unwrap();
+    replica.purge(id(1, 1)).await.unwrap();
+    assert_eq!(rotten(&replica), None);
+    let (replica, found) = open(&disk.start()).await;
+    assert_eq!((rotten(&replica), found), (None, 2));
+    assert_eq!(replica.read(0..9, u64::MAX).await.unwrap(), [entries(1, 2..3), entries(2, 3..5)].concat());
 }
 
 #[derive(Default)]
@@ -311,7 +355,7 @@ async fn events_are_said_in_the_order_of_what_happens() {
     let heard = Arc::new(Heard::default());
     let events = Events::heard_by(NodeId(1), heard.clone());
     let log = Log::open(Arc::new(disk.clone()), "log", &Options::default(), events).await.unwrap();
-    assert_eq!(heard.take(), [Event::LogOpened { segments: 1, torn_bytes: 0 }]);
+    assert_eq!(heard.take(), [Event::LogOpened { segments: 1, torn_bytes: 0, rotten: 0 }]);
     let replica = ReplicaId(1);
     let one = log.replica(replica);
     let digest = |entry: &Entry| (entry.id, u64::from(crc32fast::hash(&entry.payload)));

@@ -206,7 +206,8 @@ impl Core {
         let place = Place { segment: self.pending.start.segment, offset: self.pending.end };
         let len = payload.len() as u32;
         let bytes = matches!(change, Change::Entry(_)).then(|| payload.clone());
-        let applied = self.index.apply(replica, &change, place, Payload { len, crc: payload_crc, bytes });
+        let applied =
+            self.index.apply(replica, &change, place, Payload { len, crc: payload_crc, is_rotten: false, bytes });
         debug_assert_eq!(applied, Ok(()), "checked before it is submitted");
         self.pending.push(Record::Change(replica, change), payload, payload_crc);
     }

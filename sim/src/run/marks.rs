@@ -305,7 +305,7 @@ mod tests {
             Mark::WriteOutdated => one(Event::WriteOutdated { region, replica, version: 1 }),
             Mark::StaleRoute => one(Event::RouteRefreshed { region }),
             Mark::RequestsCutOff => one(Event::PeerLost { peer: N2, unanswered: 1 }),
-            Mark::TornTail => one(Event::LogOpened { segments: 1, torn_bytes: 9 }),
+            Mark::TornTail => one(Event::LogOpened { segments: 1, torn_bytes: 9, rotten: 0 }),
             Mark::OpenedFromFiles => one(opened),
             Mark::FlushLostPower => vec![flush(), Lost { power: true, led: false }],
             Mark::FlushCrashed => vec![flush(), Lost { power: false, led: false }],
@@ -362,7 +362,7 @@ mod tests {
         let mut marks = Marks::default();
         for event in [
             Event::NodeStarted { incarnation: Incarnation(1) },
-            Event::LogOpened { segments: 1, torn_bytes: 0 },
+            Event::LogOpened { segments: 1, torn_bytes: 0, rotten: 0 },
             Event::PeerLost { peer: N2, unanswered: 0 },
             Event::ReplicaOpened { region, replica, flushed: None, flushed_sequence: Sequence(0) },
             Event::TransferStarted { region, from: replica, to: ReplicaId(5) },
