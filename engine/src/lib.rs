@@ -52,6 +52,9 @@
 //!     [`Merge::retained`](storage::merge::Merge::retained) leaves out the versions that no read can see any more, and one
 //!     manifest edit puts the outputs in the place of the inputs, which go when their last reader does.
 //!
+//! Whoever reads a byte that is not the one that was written says so by [`Region::noticed`](region::Region::noticed); then
+//! `server::mend` gets the state of another replica and puts it in the place of the damaged files (`region::damage` has the steps).
+//!
 //! `SELECT .. FROM flights WHERE ..`:
 //!
 //! 16. `Frontend::query` plans it by [`Planner::plan`](sql::Planner::plan) and [`Planner::physical`](sql::Planner::physical);

@@ -129,6 +129,9 @@ pub struct Options {
     pub retry_min_ms: u64,
     /// Upper bound, see `retry_min_ms`.
     pub retry_max_ms: u64,
+    /// A replica that was mended and is damaged again is mended after `retry_max_ms`, the next time after twice as long, and so
+    /// on, up to this: a disk that damages whatever it is given must not keep the others busy.
+    pub mend_pause_max_ms: u64,
 }
 
 /// The pauses between attempts: the first is [`Options::retry_min_ms`] long, each further one twice as long as the one
@@ -208,6 +211,7 @@ impl Default for Options {
             move_patience_ms: 3_600_000,
             retry_min_ms: 20,
             retry_max_ms: 1_000,
+            mend_pause_max_ms: 3_600_000,
         }
     }
 }
@@ -217,6 +221,14 @@ impl Options {
     pub fn pauses(&self) -> Pauses {
         let longest = Duration::from_millis(self.retry_max_ms);
         Pauses { next: Duration::from_millis(self.retry_min_ms).min(longest), longest }
+    }
+
+    /// The pauses before a replica is mended once more, see `mend_pause_max_ms`.
+    pub fn mend_pauses(&self) -> Pauses {
+        Pauses {
+            next: Duration::from_millis(self.retry_max_ms),
+            longest: Duration::from_millis(self.mend_pause_max_ms),
+        }
     }
 
     /// Checks each value and those that depend on each other. The error names the option and its legal range.
@@ -271,7 +283,8 @@ impl Options {
         least("node_repairs", self.node_repairs, 1)?;
         least("move_patience_ms", self.move_patience_ms, 1)?;
         least("retry_min_ms", self.retry_min_ms, 1)?;
-        least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)
+        least("retry_max_ms", self.retry_max_ms, self.retry_min_ms)?;
+        least("mend_pause_max_ms", self.mend_pause_max_ms, self.retry_max_ms)
     }
 }
 

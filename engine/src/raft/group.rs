@@ -1,6 +1,7 @@
 //! One replica's membership in its raft group: proposing, reading, moving leadership, answering its peers.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +98,7 @@ impl Group {
             config.validate().map_err(|err| Error::Busy { what: format!("raft refuses its options: {err}") })?;
         let stall = Arc::new(Stall::new(Duration::from_millis(options.election_max_ms)));
         let store = Store::new(log, region, around, stall.clone());
-        let network = Network { region, replica, around: around.clone() };
+        let network = Network { region, replica, machine: machine.clone(), around: around.clone() };
         let driver = Driver::new(machine.clone());
         let raft = Raft::new(replica.0, Arc::new(config), network, store, driver).await.map_err(fatal)?;
         let (receiver, disk, events) = (Receiver::default(), disk.clone(), events.clone());
@@ -294,6 +295,26 @@ impl Group {
         {
             let _ = timeout(self.stall.patience(), self.deposed()).await;
         }
+    }
+
+    /// Hands leadership over whenever this replica leads, as soon as there is somebody to hand over to. Runs until it is dropped.
+    pub async fn keep_handing_over(&self) -> Infallible {
+        let mut metrics = self.raft.metrics();
+        loop {
+            while !metrics.borrow_watched().state.is_leader() {
+                if metrics.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+            self.hand_over().await;
+            // Time for the heir to win, or for somebody to be there.
+            sleep(self.stall.patience()).await;
+        }
+    }
+
+    /// Whether it stands for election when it hears of no leader. It votes, and may be asked to lead, in any case.
+    pub fn stand(&self, stands: bool) {
+        self.raft.runtime_config().elect(stands);
     }
 
     /// The other voters. None of them if this replica does not lead.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::types::{
     Membership, Outcome, RaftLogId, RaftMembership, Types, config, log_id, membership, raft_log_id, raft_membership,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::LogId;
 
 /// What raft drives: applies committed entries in order, and is its own snapshot.
@@ -38,6 +38,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Replaces the state by `snapshot`, whose files are complete, verified and synced in the prepared folder.
     async fn install(&self, snapshot: Snapshot) -> Result<()>;
+
+    /// A file of a snapshot was sent and is not what it should be, as `err` says.
+    fn found_damaged(&self, err: Error);
 }
 
 /// What an entry asks for.

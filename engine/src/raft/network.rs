@@ -32,6 +32,7 @@ use crate::types::{LogId, NodeId, RegionId, ReplicaId, Vote};
 pub struct Network {
     pub region: RegionId,
     pub replica: ReplicaId,
+    pub machine: Arc<dyn Machine>,
     pub around: Surroundings,
 }
 
@@ -75,7 +76,7 @@ impl Link {
     }
 
     async fn send_snapshot(&self, vote: Vote, snapshot: &Snapshot) -> Result<SnapshotResponse<Types>, RPCError<Types>> {
-        let Network { region, replica: from, around: Surroundings { disk, options, events, .. } } = &self.from;
+        let Network { region, replica: from, around: Surroundings { disk, options, events, .. }, machine } = &self.from;
         let within = Duration::from_millis(options.rpc_timeout_ms);
         let last = snapshot.last.unwrap_or_default();
         let (region, to) = (*region, self.to);
@@ -93,13 +94,19 @@ impl Link {
         };
         for (number, file) in snapshot.files.iter().enumerate() {
             let source = disk.open(&file.path, Open::Read).await.map_err(|err| broken(&Error::io(&err, &file.path)))?;
-            let mut offset = 0;
+            let (mut offset, mut hasher) = (0, crc32fast::Hasher::new());
             while offset < file.len {
                 let len = options.snapshot_chunk_bytes.min(file.len - offset);
                 let bytes = source.read_at(offset, len as usize).await;
                 let bytes = bytes.map_err(|err| broken(&Error::io(&err, &file.path)))?;
-                if bytes.is_empty() {
-                    return Err(broken(&format!("{} ends before its length", file.path)));
+                hasher.update(&bytes);
+                let is_whole = offset + bytes.len() as u64 != file.len || hasher.clone().finalize() == file.checksum;
+                if bytes.is_empty() || !is_whole {
+                    // Whoever receives it would refuse it, again and again.
+                    let message = "it was to be sent and is not as it was written".to_string();
+                    let err = Error::Damaged { file: file.path.clone(), message };
+                    machine.found_damaged(err.clone());
+                    return Err(broken(&err));
                 }
                 let len = bytes.len() as u64;
                 let chunk = Piece::Chunk { transfer, file: number as u32, offset, bytes };

@@ -42,6 +42,8 @@ impl Machine for Nothing {
     async fn install(&self, _: Snapshot) -> Result<()> {
         Err(Error::Stopped)
     }
+
+    fn found_damaged(&self, _: Error) {}
 }
 
 /// The way from everybody to everybody, and what happens.

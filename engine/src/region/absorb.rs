@@ -187,7 +187,10 @@ impl Region {
             return Ok(self.finish(id, command, |_| encode_answer(&refused)));
         }
         let rows = batch.changes;
-        let writes = self.absorbed(&batch).await?;
+        let writes = match self.absorbed(&batch).await {
+            Err(err) => return Err(self.until_mended(err).await),
+            Ok(writes) => writes,
+        };
         let (mut position, mut failed, mut written) = (None, None, None);
         let outcome = self.finish(id, command, |state| {
             let answer = match writes {

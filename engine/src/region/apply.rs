@@ -44,6 +44,10 @@ impl Machine for Region {
     async fn install(&self, snapshot: Snapshot) -> Result<()> {
         self.install_snapshot(snapshot).await
     }
+
+    fn found_damaged(&self, err: Error) {
+        self.noticed(err);
+    }
 }
 
 /// What a write comes to.

@@ -1,26 +1,34 @@
 //! Damaged files: who finds one says so, stops using it, and gets the state of another replica in its place.
 //!
-//! Only SSTs are repaired so. They hold nothing that the replica alone promised: a file has what was committed up to the entry
-//! that is flushed, and whatever this replica acknowledged beyond it is in its log, which stays as it is, its vote included.
+//! SSTs hold nothing that the replica alone promised: a file has what was committed up to the entry that is flushed, and whatever
+//! this replica acknowledged beyond it is in its log, which stays as it is, its vote included. The log itself is repaired where no
+//! more than payloads of entries are damaged, and it is known which ones those are: by a state as of the newest of them or later.
+//! What is in files has no need of them, votes are elsewhere. A log of which more is damaged does not open.
 //!
-//! Until then the replica takes part in its group: it votes, stores entries, applies what needs no damaged file, and flushes.
-//! Who reads what cannot be read is told to come again; an apply that must read it waits, for its outcome is not this replica's
-//! to choose. Compactions are off. The steps:
+//! Until then the replica takes part in its group: it votes, stores entries, applies what needs no damaged file. It leads only as
+//! long as nobody else can, and does not stand for election while it is helped. Who reads what cannot be read is told to come
+//! again; an apply that must read it waits, for its outcome is not this replica's to choose. Compactions are off, and so are
+//! flushes while files are received: meanwhile the memtable grows by what is written to the region. The steps:
 //!
 //! 1. the state of another replica is received into a folder of its own (durable). It is as of an entry that is not older than
 //!    what is flushed here: the log reaches back no further. Nothing is flushed meanwhile;
-//! 2. the replica is closed, and what stands in its log in the place of entries that the new files have is cut off (durable);
+//! 2. the replica is closed;
 //! 3. the files get their names among the SSTs (durable);
-//! 4. one manifest edit takes all old files out and the new ones in, with the past that belongs to them (durable);
-//! 5. the replica is opened, and its log replayed behind the new files.
+//! 4. one manifest edit takes all old files out and the new ones in, with the past that belongs to them (durable): sessions, pins,
+//!    legs, positions of a view;
+//! 5. what stands in its log in the place of entries that the new files have is cut off (durable);
+//! 6. the replica is opened, and its log replayed behind the new files.
 //!
 //! A crash before the edit leaves the old files, and the damage is found again; one after it leaves the new ones. A snapshot
-//! that the leader sends ends the damage too.
+//! that the leader sends ends the damage too. If entries are to be replayed that must read what is damaged, or are damaged, the
+//! replica cannot be opened ([`Region::stuck`]) and is mended first, by the same steps.
 //!
-//! A replica that is alone is left as it is: what can be read of it is read, the rest is an error that names the file. A
-//! damaged manifest or log stops the node.
+//! A replica that is alone is left as it is: what can be read of it is read, the rest is an error that names the file; an entry
+//! that needs the file is never applied. A damaged manifest stops the node.
 //!
-//! Not here: whom to ask and how files travel (`server::mend`).
+//! Not here: whom to ask, how often, and how files travel (`server::mend`).
+
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::MutexGuard;
@@ -28,7 +36,8 @@ use tokio::sync::MutexGuard;
 use super::files::Files;
 use super::install::{Header, decode};
 use super::request::{ScanAnswer, ScanRequest};
-use super::{Region, ReplicaSpec};
+use super::side::Side;
+use super::{Region, ReplicaSpec, decode_definition};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::raft::{Membership, Snapshot};
@@ -70,7 +79,7 @@ impl Region {
     }
 
     /// What a damaged replica needs of another one.
-    pub async fn want(&self) -> Result<Wanted<'_>> {
+    pub async fn wanted(&self) -> Result<Wanted<'_>> {
         let files = self.files.lock().await;
         if *self.closing.borrow() {
             return Err(Error::Stopped);
@@ -87,7 +96,7 @@ impl Region {
     }
 
     /// Takes note of what a failed read says of the files. Answers the error for whoever read.
-    pub(super) fn noticed(&self, err: Error) -> Error {
+    pub fn noticed(&self, err: Error) -> Error {
         let file = match &err {
             Error::Damaged { file, .. } if is_sst(&self.spec.folder, file) => file.clone(),
             _ => return err,
@@ -107,11 +116,25 @@ impl Region {
         if is_alone { err } else { self.being_mended(&file) }
     }
 
-    /// Takes note of it, and waits until the replica is closed if it is to be mended: who waits has nothing to answer before.
+    /// From now on somebody waits for [`Region::damaged`] and closes the replica to mend it.
+    pub fn tended(&self) {
+        self.is_tended.store(true, Ordering::Relaxed);
+    }
+
+    /// Why an entry could not be applied, if files are the reason.
+    pub fn stuck(&self) -> Option<Error> {
+        self.stuck.lock().expect("no panic holds the lock").clone()
+    }
+
+    /// Takes note of what kept an entry from being applied. If the replica is to be mended while it runs this waits until it is
+    /// closed: who waits has nothing to answer before, and raft goes on without it.
     pub(super) async fn until_mended(&self, err: Error) -> Error {
+        let is_ours = matches!(&err, Error::Damaged { file, .. } if is_sst(&self.spec.folder, file));
         let err = self.noticed(err);
-        if self.is_damaged() {
+        if is_ours && self.is_damaged() && self.is_tended.load(Ordering::Relaxed) {
             self.closed().await;
+        } else if is_ours {
+            *self.stuck.lock().expect("no panic holds the lock") = Some(err.clone());
         }
         err
     }
@@ -124,25 +147,53 @@ impl Region {
     /// The other replicas of the group.
     fn others(&self) -> Vec<(ReplicaId, NodeId)> {
         let membership: Membership = self.state.lock().expect("no panic holds the lock").side.membership.clone();
-        membership.replicas.into_iter().filter(|(other, _)| *other != self.spec.replica).collect()
+        others(&membership, self.spec.replica)
     }
 }
 
-/// What a damaged replica needs. While this lives its own files are not changed: nothing is flushed.
+/// What a damaged replica needs.
+pub struct Want {
+    /// The group.
+    pub region: RegionId,
+    /// The state of the group as of this entry or later.
+    pub from: Option<LogId>,
+    /// Who may have it.
+    pub others: Vec<(ReplicaId, NodeId)>,
+}
+
+impl Want {
+    /// What a replica needs that nobody has open.
+    pub async fn of(spec: &ReplicaSpec) -> Result<Want> {
+        let manifest = open_manifest(spec).await?;
+        let state = manifest.state();
+        let mut membership = Side::decode(&state.past.side)?.membership;
+        if membership.replicas.is_empty() {
+            // Nothing was flushed yet: they are those that the group was to be made of.
+            let table = decode_definition(&state.past.definition)?;
+            let made = table.regions.into_iter().find(|made| made.id == state.region);
+            membership.replicas = made.map(|made| made.replicas).unwrap_or_default();
+        }
+        Ok(Want { region: state.region, from: state.past.flushed, others: others(&membership, spec.replica) })
+    }
+
+    /// An empty folder for such a replica to receive files into. It is removed when the replica is opened.
+    pub async fn folder(spec: &ReplicaSpec) -> Result<String> {
+        Region::remove_incoming(spec).await?;
+        Region::make_incoming(spec, 0).await
+    }
+}
+
+/// A damaged replica that is to be helped. While this lives its files are not changed: nothing is flushed.
 pub struct Wanted<'a> {
     region: &'a Region,
     files: MutexGuard<'a, Files>,
 }
 
 impl Wanted<'_> {
-    /// The state of its group as of this entry or later.
-    pub fn from(&self) -> Option<LogId> {
-        self.files.manifest.state().past.flushed
-    }
-
-    /// Who may have it.
-    pub fn others(&self) -> Vec<(ReplicaId, NodeId)> {
-        self.region.others()
+    /// What it needs.
+    pub fn want(&self) -> Want {
+        let (region, others) = (self.region.id, self.region.others());
+        Want { region, from: self.files.manifest.state().past.flushed, others }
     }
 
     /// An empty folder to receive files into. If it stays, it is removed when the replica is opened the next time.
@@ -168,11 +219,7 @@ impl Mending {
     /// Opens the manifest. `header` is that of what was received. Refused if that is older than what was flushed here: the log
     /// does not reach back any further, and whoever has seen the newer state must not see an older one.
     pub async fn open(spec: ReplicaSpec, header: &Bytes) -> Result<Mending> {
-        let manifest = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
-        let manifest = manifest.ok_or_else(|| Error::Damaged {
-            file: spec.folder.clone(),
-            message: "it has no manifest although it was open".into(),
-        })?;
+        let manifest = open_manifest(&spec).await?;
         let header: Header = decode(header)?;
         let flushed = manifest.state().past.flushed;
         match header.past.flushed {
@@ -220,6 +267,19 @@ impl Mending {
         let edit = Edit { add, remove, past: Some(self.header.past), oldest: Some(self.header.oldest) };
         self.manifest.commit(&Action::Edit(edit)).await
     }
+}
+
+async fn open_manifest(spec: &ReplicaSpec) -> Result<Manifest> {
+    let manifest = Manifest::open(spec.disk.clone(), &spec.folder, &spec.options, spec.events.clone()).await?;
+    manifest.ok_or_else(|| Error::Damaged {
+        file: spec.folder.clone(),
+        message: "it has no manifest although it was open".into(),
+    })
+}
+
+fn others(membership: &Membership, replica: ReplicaId) -> Vec<(ReplicaId, NodeId)> {
+    let others = membership.replicas.iter().filter(|(other, _)| **other != replica);
+    others.map(|(other, node)| (*other, *node)).collect()
 }
 
 fn index(entry: Option<LogId>) -> Option<u64> {

@@ -68,10 +68,12 @@ impl Region {
 
     /// A folder that a snapshot is received into. Each has its own: an older one may be complete and about to be installed.
     pub(super) async fn new_incoming(&self) -> Result<String> {
-        let number = self.incoming.fetch_add(1, Ordering::Relaxed);
-        let folder = format!("{}/{INCOMING}{number}", self.spec.folder);
-        let disk = self.spec.disk.as_ref();
-        disk.create_dir(&folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
+        Region::make_incoming(&self.spec, self.incoming.fetch_add(1, Ordering::Relaxed)).await
+    }
+
+    pub(super) async fn make_incoming(spec: &ReplicaSpec, number: u64) -> Result<String> {
+        let folder = format!("{}/{INCOMING}{number}", spec.folder);
+        spec.disk.create_dir(&folder).await.map_err(|err| Error::io(&err, format!("make {folder}")))?;
         Ok(folder)
     }
 

@@ -183,7 +183,7 @@ impl Region {
         let appends = version.rules.mode() == MergeMode::Append;
         // A page ends too when many versions were looked at in vain.
         let limit = Limit { rows, bytes, taken: rows.saturating_mul(16) };
-        let changes = version.changes(since, &scan, limit, rows).await?;
+        let changes = version.changes(since, &scan, limit, rows).await.map_err(|err| self.noticed(err))?;
         Ok(LegPage { changes, appends })
     }
 

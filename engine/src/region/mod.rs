@@ -37,7 +37,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ use tokio::task::JoinHandle;
 pub use self::buffer::Buffer;
 use self::buffer::{Part, Place};
 use self::compact::{Compacting, Horizon};
-pub use self::damage::{Mending, Wanted};
+pub use self::damage::{Mending, Want, Wanted};
 use self::files::{FileIds, Files, Retired};
 use self::request::{ReplicaStatus, SstStatus};
 use self::side::Side;
@@ -116,6 +116,10 @@ pub struct Region {
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// A file that is damaged, once one is found that other replicas can help with.
     damaged: watch::Sender<Option<String>>,
+    /// Whether somebody looks after it: mends it when it is found damaged.
+    is_tended: AtomicBool,
+    /// What kept an entry from being applied.
+    stuck: Mutex<Option<Error>>,
     /// Set when the region is closed: workers end at the next point where nothing is half done.
     closing: watch::Sender<bool>,
 }
@@ -227,6 +231,8 @@ impl Region {
             legs: watch::Sender::new(0),
             workers: Mutex::default(),
             damaged: watch::Sender::new(None),
+            is_tended: AtomicBool::default(),
+            stuck: Mutex::default(),
             closing: watch::Sender::new(false),
             spec,
         });

@@ -547,9 +547,9 @@ async fn a_damaged_file_is_reported_and_the_state_of_another_replica_takes_its_p
     // As of an entry that it has not come to, it helps nobody.
     let ahead = Some(LogId { term: 1, index: 9 });
     assert_eq!(other.lend(ahead).await.map(drop).unwrap_err().code(), "busy");
-    let wanted = one.want().await.unwrap();
-    assert_eq!(wanted.others(), [(ReplicaId(2), NodeId(2))]);
-    let snapshot = other.lend(wanted.from()).await.unwrap();
+    let wanted = one.wanted().await.unwrap();
+    assert_eq!(wanted.want().others, [(ReplicaId(2), NodeId(2))]);
+    let snapshot = other.lend(wanted.want().from).await.unwrap();
     let folder = wanted.folder().await.unwrap();
     let mut received = Vec::new();
     for (number, file) in snapshot.files.iter().enumerate() {

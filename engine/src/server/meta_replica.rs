@@ -239,6 +239,10 @@ async fn write_now_and_then(replica: std::sync::Weak<MetaReplica>) {
 
 #[async_trait]
 impl RaftMachine for MetaReplica {
+    fn found_damaged(&self, err: Error) {
+        tracing::warn!(node = %self.spec.events.node(), %err, "a file of meta is damaged");
+    }
+
     fn flushed(&self) -> (Option<LogId>, Membership) {
         let state = self.state.lock().expect("no panic holds the lock");
         (state.flushed, state.flushed_membership.clone())

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::follower::Follower;
@@ -34,7 +34,7 @@ use crate::region::request::{
 use crate::region::{Buffer, Region, ReplicaSpec};
 use crate::types::{Incarnation, IndexId, LogId, NodeId, RegionId, ReplicaId, Sequence};
 
-use super::mend::{self, Help, Loans};
+use super::mend::{self, Ailment, Help, Loans, Mended};
 use super::meta_replica::MetaReplica;
 
 const LOG: &str = "log";
@@ -58,6 +58,10 @@ pub struct Store {
     fills: Arc<Notify>,
     /// Files that others are mended with.
     pub(super) loans: Loans,
+    /// When replicas may be mended again.
+    pub(super) mended: Mended,
+    /// Replicas that are not hosted and about to be opened anew, perhaps mended first; and what was told of their damage.
+    ailing: Mutex<BTreeMap<ReplicaId, Option<Error>>>,
     /// Replicas that have died. The receiver is the supervisor's.
     deaths: UnboundedSender<Death>,
     died: AsyncMutex<UnboundedReceiver<Death>>,
@@ -79,10 +83,21 @@ pub struct Replica {
 
 /// A replica is to be opened anew.
 struct Death {
-    replica: Arc<Replica>,
+    id: ReplicaId,
+    /// None: it could not be opened, and is to be mended first.
+    replica: Option<Arc<Replica>>,
     reason: String,
     /// What is to be in its place then, if it had damaged files.
     help: Option<Help>,
+}
+
+/// What became of opening a replica.
+#[must_use]
+enum Opened {
+    /// It takes part in its group. Or it was being made when the node stopped: whoever asked for it asks again.
+    Done,
+    /// It must be mended first. Nothing of it runs.
+    Ailing(Ailment),
 }
 
 /// A region with a TTL.
@@ -132,6 +147,8 @@ impl Store {
             buffer: Buffer::new(&around.options, around.events.clone()),
             fills: Arc::default(),
             loans: Loans::default(),
+            mended: Mended::default(),
+            ailing: Mutex::default(),
             deaths,
             died: AsyncMutex::new(died),
             closing: watch::Sender::new(false),
@@ -149,7 +166,7 @@ impl Store {
         let disk = self.around.disk.as_ref();
         let meta = self.identity.meta_replica();
         if let Some(replica) = meta {
-            self.open_replica(replica).await?;
+            self.open_or_mend(replica).await?;
         }
         let dropped = self.dropped.lock().await.clone();
         let names = disk.list(REPLICAS).await.map_err(|err| Error::io(&err, format!("list {REPLICAS}")))?;
@@ -164,22 +181,94 @@ impl Store {
             if dropped.contains(&replica) {
                 self.finish_drop(replica, None).await?;
             } else {
-                self.open_replica(replica).await?;
+                self.open_or_mend(replica).await?;
             }
         }
         Ok(())
     }
 
+    /// Opens a replica that was made before, or has the supervisor mend it.
+    async fn open_or_mend(self: &Arc<Self>, replica: ReplicaId) -> Result<()> {
+        match self.open_replica(replica).await? {
+            Opened::Done => {}
+            Opened::Ailing(ailment) => self.give_to_supervisor(replica, &ailment),
+        }
+        Ok(())
+    }
+
+    fn give_to_supervisor(&self, id: ReplicaId, ailment: &Ailment) {
+        self.ailing.lock().expect("no panic holds the lock").entry(id).or_default();
+        // The store has a receiver.
+        let _ = self.deaths.send(Death { id, replica: None, reason: ailment.damage.to_string(), help: None });
+    }
+
     /// Opens a replica that was made before.
-    async fn open_replica(self: &Arc<Self>, replica: ReplicaId) -> Result<()> {
+    async fn open_replica(self: &Arc<Self>, replica: ReplicaId) -> Result<Opened> {
         if Some(replica) == self.identity.meta_replica() {
             let meta = MetaReplica::open(self.spec(replica)).await?;
+            if let Some(damage) = self.pass_over_rotten(replica, meta.status().flushed).await? {
+                meta.close().await;
+                // Nobody lends a catalog.
+                return Err(damage.damage);
+            }
             return self.host(replica, RegionId::META, State::Meta(meta)).await;
         }
         match Region::open(self.spec(replica)).await? {
-            Some(region) => self.host(replica, region.region(), State::Region(region)).await,
-            // It was being made when the node stopped: whoever asked for it asks again.
-            None => Ok(()),
+            Some(region) => {
+                let id = region.region();
+                match self.prepare_log(replica, region.status().flushed).await {
+                    Ok(None) => self.host(replica, id, State::Region(region)).await,
+                    Ok(Some(ailment)) => {
+                        region.close().await;
+                        self.tell_damage(id, replica, &ailment.damage);
+                        Ok(Opened::Ailing(ailment))
+                    }
+                    Err(err) => {
+                        region.close().await;
+                        Err(err)
+                    }
+                }
+            }
+            None => Ok(Opened::Done),
+        }
+    }
+
+    /// Says what is damaged of the log, once.
+    fn tell_damage(&self, region: RegionId, replica: ReplicaId, damage: &Error) {
+        let told = self.ailing.lock().expect("no panic holds the lock").insert(replica, Some(damage.clone()));
+        if let Error::Damaged { file, .. } = damage
+            && told.flatten().as_ref() != Some(damage)
+        {
+            tracing::warn!(%region, %replica, %damage, "an entry is damaged");
+            self.around.events.emit(|| Event::FileDamaged { region, replica, file: file.clone() });
+        }
+    }
+
+    /// Before raft reads the log. Answers why it must not.
+    async fn prepare_log(&self, replica: ReplicaId, flushed: Option<LogId>) -> Result<Option<Ailment>> {
+        self.cut_off(replica, flushed).await?;
+        self.pass_over_rotten(replica, flushed).await
+    }
+
+    /// Files that came from another replica may have an entry that does not stand in the log: it is shorter, or another one stands
+    /// in its place, that a leader of an older term sent and never committed. The log begins behind that entry then: what stood
+    /// before it is in the files, and what stood behind another one was of no use.
+    async fn cut_off(&self, replica: ReplicaId, flushed: Option<LogId>) -> Result<()> {
+        let log = self.log.replica(replica);
+        let (Some(flushed), purged) = (flushed, log.state().purged) else { return Ok(()) };
+        if purged.is_some_and(|purged| purged.index >= flushed.index) || log.log_id(flushed.index) == Some(flushed) {
+            return Ok(());
+        }
+        log.purge(flushed).await
+    }
+
+    /// Entries of the log that are damaged and that files have go, with those before them. Answers what is damaged otherwise.
+    async fn pass_over_rotten(&self, replica: ReplicaId, flushed: Option<LogId>) -> Result<Option<Ailment>> {
+        let log = self.log.replica(replica);
+        let Some((entry, damage)) = log.rotten() else { return Ok(None) };
+        match flushed.filter(|flushed| flushed.index >= entry.index) {
+            Some(flushed) => log.purge(flushed).await.map(|()| None),
+            None => Ok(Some(Ailment { damage, from: Some(entry) })),
         }
     }
 
@@ -197,7 +286,7 @@ impl Store {
         }
     }
 
-    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State) -> Result<()> {
+    async fn host(self: &Arc<Self>, replica: ReplicaId, region: RegionId, state: State) -> Result<Opened> {
         let machine: Arc<dyn Machine> = match &state {
             State::Region(region) => region.clone(),
             State::Meta(meta) => meta.clone(),
@@ -206,7 +295,11 @@ impl Store {
             Ok(group) => Arc::new(group),
             Err(err) => {
                 state.close().await;
-                return Err(err);
+                let stuck = match &state {
+                    State::Region(region) => region.stuck(),
+                    State::Meta(_) => None,
+                };
+                return stuck.map_or(Err(err), |damage| Ok(Opened::Ailing(Ailment { damage, from: None })));
             }
         };
         if let State::Meta(meta) = &state {
@@ -225,7 +318,7 @@ impl Store {
             if !*self.closing.borrow() {
                 replicas.insert(replica, hosted.clone());
                 self.tend(&hosted);
-                return Ok(());
+                return Ok(Opened::Done);
             }
         }
         hosted.close().await;
@@ -247,15 +340,17 @@ impl Store {
         let watching = tokio::spawn(async move {
             let reason = hosted.group.died().await;
             // Nobody hears of it when the store is closed, with all replicas.
-            let _ = deaths.send(Death { replica: hosted, reason, help: None });
+            let _ = deaths.send(Death { id: hosted.group.replica(), replica: Some(hosted), reason, help: None });
         });
         let mut tending = vec![purging, yielding, watching];
         if let State::Region(region) = &replica.state {
             let (deaths, hosted, region) = (self.deaths.clone(), replica.clone(), region.clone());
-            let around = self.around.clone();
+            let (around, mended) = (self.around.clone(), self.mended.clone());
+            region.tended();
             tending.push(tokio::spawn(async move {
-                let (file, help) = mend::help(&around, &hosted.group, &region).await;
-                let _ = deaths.send(Death { replica: hosted, reason: format!("{file} is damaged"), help: Some(help) });
+                let (file, help) = mend::help(&around, &mended, &hosted.group, &region).await;
+                let (id, reason) = (hosted.group.replica(), format!("{file} is damaged"));
+                let _ = deaths.send(Death { id, replica: Some(hosted), reason, help: Some(help) });
             }));
         }
         replica.tending.lock().expect("no panic holds the lock").extend(tending);
@@ -275,18 +370,20 @@ impl Store {
                     break Some(err.to_string());
                 }
                 // The store has a sender, so this is a death.
-                Some(Death { replica, reason, help }) = died.recv() => {
-                    // It may have died of what it was to be closed for.
-                    if replica.is_dead.swap(true, Ordering::Relaxed) {
-                        continue;
+                Some(Death { id, replica, reason, help }) = died.recv() => {
+                    if let Some(replica) = &replica {
+                        // It may have died of what it was to be closed for.
+                        if replica.is_dead.swap(true, Ordering::Relaxed) {
+                            continue;
+                        }
+                        let (region, why) = (replica.group.region(), reason.clone());
+                        self.around.events.emit(|| Event::ReplicaReopening { region, replica: id, reason: why });
                     }
-                    let (region, id, why) = (replica.group.region(), replica.group.replica(), reason.clone());
-                    self.around.events.emit(|| Event::ReplicaReopening { region, replica: id, reason: why });
                     // Who dies of the log hears of its failure after it is noted there.
                     if self.log.error().is_some() {
                         break Some(reason);
                     }
-                    reopening.push(self.reopen(replica, help));
+                    reopening.push(self.reopen(id, replica, help));
                 }
             }
         };
@@ -296,45 +393,68 @@ impl Store {
         reason
     }
 
-    /// Opens a replica anew that has died, as often as it takes; with the files that came to its help. An error: the log has
-    /// failed, or opening it once more would not help.
-    pub(super) async fn reopen(self: &Arc<Self>, dead: Arc<Replica>, help: Option<Help>) -> Result<()> {
-        let id = dead.group.replica();
-        let mut is_mended = false;
-        {
+    /// Opens a replica anew that has died (or could not be opened), as often as it takes; with the files that came to its help, or
+    /// that it needs to be opened at all. An error: the log has failed, or opening it once more would not help.
+    pub(super) async fn reopen(
+        self: &Arc<Self>,
+        id: ReplicaId,
+        dead: Option<Arc<Replica>>,
+        help: Option<Help>,
+    ) -> Result<()> {
+        let reopened = self.try_reopen(id, dead, help).await;
+        self.ailing.lock().expect("no panic holds the lock").remove(&id);
+        reopened
+    }
+
+    async fn try_reopen(
+        self: &Arc<Self>,
+        id: ReplicaId,
+        dead: Option<Arc<Replica>>,
+        mut help: Option<Help>,
+    ) -> Result<()> {
+        if let Some(dead) = dead {
             // Meanwhile it is neither dropped nor made.
             let dropped = self.dropped.lock().await;
             self.replicas.lock().expect("no panic holds the lock").retain(|_, hosted| !Arc::ptr_eq(hosted, &dead));
             dead.close().await;
-            if let Some(help) = help.filter(|_| !dropped.contains(&id)) {
-                match self.put_in_place(id, help).await {
-                    Ok(()) => is_mended = true,
-                    Err(err) => {
-                        self.log.error().map_or(Ok(()), Err)?;
-                        // As long as the damage is there it is found again.
-                        tracing::warn!(replica = %id, %err, "a replica was not mended");
-                    }
-                }
-            }
+            // As long as it is not hosted it is this one's to open.
+            self.ailing.lock().expect("no panic holds the lock").entry(id).or_default();
+            drop(dropped);
         }
         let mut closing = self.closing.subscribe();
         let mut pauses = self.around.options.pauses();
         loop {
-            if !std::mem::take(&mut is_mended) {
+            if help.is_none() {
                 let _ = tokio::time::timeout(pauses.next_pause(), closing.wait_for(|closing| *closing)).await;
             }
-            let dropped = self.dropped.lock().await;
-            if *self.closing.borrow() || dropped.contains(&id) || self.replica(id).is_ok() {
-                return Ok(());
-            }
-            match self.open_replica(id).await {
-                Ok(()) => return Ok(()),
-                // Damage does not heal: the node stops, as it would have at its start.
-                Err(err @ (Error::Damaged { .. } | Error::Invalid { .. })) => return Err(err),
-                Err(err) => {
-                    self.log.error().map_or(Ok(()), Err)?;
-                    tracing::warn!(replica = %id, %err, "a replica cannot be opened anew yet");
+            let ailment = {
+                let dropped = self.dropped.lock().await;
+                if *self.closing.borrow() || dropped.contains(&id) {
+                    return Ok(());
                 }
+                if let Some(help) = help.take()
+                    && let Err(err) = self.put_in_place(id, help).await
+                {
+                    self.log.error().map_or(Ok(()), Err)?;
+                    // As long as the damage is there it is found again.
+                    tracing::warn!(replica = %id, %err, "a replica was not mended");
+                }
+                match self.open_replica(id).await {
+                    Ok(Opened::Done) => return Ok(()),
+                    Ok(Opened::Ailing(ailment)) => ailment,
+                    // Damage does not heal: the node stops, as it would have at its start.
+                    Err(err @ (Error::Damaged { .. } | Error::Invalid { .. })) => return Err(err),
+                    Err(err) => {
+                        self.log.error().map_or(Ok(()), Err)?;
+                        tracing::warn!(replica = %id, %err, "a replica cannot be opened anew yet");
+                        continue;
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => return Ok(()),
+                helped = self.help_closed(id, ailment) => help = helped,
             }
         }
     }
@@ -558,10 +678,22 @@ impl Store {
             let message = format!("replica {replica} exists with another definition than region {region} asks for");
             return Err(Error::invalid(crate::error::Invalid::Mismatch, message));
         }
+        if self.ailing.lock().expect("no panic holds the lock").contains_key(&replica) {
+            return Err(Error::Busy { what: format!("replica {replica} of region {region} is opened anew") });
+        }
         let made = Region::create(self.spec(replica), region, table).await?;
-        self.host(replica, region, State::Region(made)).await?;
+        if let Opened::Ailing(ailment) = self.host(replica, region, State::Region(made)).await? {
+            self.give_to_supervisor(replica, &ailment);
+            return Err(ailment.damage);
+        }
         self.around.events.emit(|| Event::ReplicaCreated { region, replica });
         Ok(())
+    }
+
+    /// Holds what says which replicas are dropped, unless this one is.
+    pub(super) async fn refuse_dropped(&self, id: ReplicaId) -> Result<AsyncMutexGuard<'_, BTreeSet<ReplicaId>>> {
+        let dropped = self.dropped.lock().await;
+        if dropped.contains(&id) { Err(Error::Stopped) } else { Ok(dropped) }
     }
 
     /// Removes a replica: remembers that it must not come back (durably), stops it, makes its log obsolete, removes its

@@ -8,13 +8,13 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::identity::{Identity, store_dropped};
 use super::mend::Help;
-use super::message::{Request, Response};
+use super::message::{Replacement, Request, Response};
 use super::router::{Remote, Router};
-use super::store::{Store, folder};
+use super::store::{State, Store, folder};
 use crate::clock::OsClock;
 use crate::disk::memory::{Fault, MemoryDisk};
 use crate::disk::{Disk, Open};
@@ -32,16 +32,24 @@ use crate::types::{
 
 const NODE: NodeId = NodeId(1);
 
-/// Nobody else, and what happens.
+/// Nobody else, but for a store that lends, and what happens.
 #[derive(Default)]
 struct World {
     events: Mutex<Vec<Event>>,
+    lender: Mutex<Option<Arc<Store>>>,
 }
 
 #[async_trait]
 impl Remote for World {
-    async fn call(&self, _: NodeId, _: Request, _: Duration) -> Result<Response> {
-        Err(Error::Stopped)
+    async fn call(&self, _: NodeId, request: Request, _: Duration) -> Result<Response> {
+        let lender = self.lender.lock().unwrap().clone().ok_or(Error::Stopped)?;
+        match request {
+            Request::Lend { region, from } => lender.lend(region, from).await.map(Response::Lend),
+            Request::LentPiece { number, file, offset } => {
+                lender.lent_piece(number, file, offset).await.map(Response::LentPiece)
+            }
+            _ => Err(Error::Stopped),
+        }
     }
 }
 
@@ -298,15 +306,152 @@ async fn what_was_lent_takes_the_place_of_files_and_of_entries_that_were_never_c
     }
     here.sync_dir(&incoming).await.unwrap();
     let help = Help { from: NodeId(2), header: lent.header, files };
-    // Somebody asks for the replica meanwhile, again.
+    // Somebody asks for the replica meanwhile, again, and is told to come later.
     let (table, making) = (table(), store.clone());
     let making = making.create_replica(region(0), replica(0), &table);
-    let (mended, made) = tokio::join!(store.reopen(hosted, Some(help)), making);
+    let (mended, made) = tokio::join!(store.reopen(replica(0), Some(hosted), Some(help)), making);
     mended.unwrap();
-    made.unwrap();
+    assert_eq!(made.unwrap_err().code(), "busy");
     let (there, status) = (&lender.status(Some(region(0))).unwrap()[0], &store.status(Some(region(0))).unwrap()[0]);
     assert_eq!((status.flushed, status.sequence, status.ssts), (there.flushed, there.sequence, there.ssts));
     assert_eq!(log.state().last, status.flushed, "nothing else stands in the log");
     store.close().await;
+    lender.close().await;
+}
+
+/// A store as [`filled`] makes it; region 0 has a learner too, and an entry that must read the file to be applied.
+async fn filled_with_a_learner(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
+    let store = filled(world, disk).await;
+    let joins = (ReplicaId(20), NodeId(2));
+    let change = Replacement { leaves: (ReplicaId(30), NodeId(3)), joins, stay: [replica(0)].into() };
+    store.replica(replica(0)).unwrap().group.add_learner(&change).await.unwrap();
+    put(&store, 0, 2, None).await.unwrap();
+    store.flush(region(0)).await.unwrap();
+    put(&store, 0, 3, Some(2)).await.unwrap();
+    store
+}
+
+/// Waits until replicas were mended so many times.
+async fn when_mended(world: &World, times: usize) -> Instant {
+    let is_it = |event: &&Event| matches!(event, Event::ReplicaMended { .. });
+    let mended = || world.events.lock().unwrap().iter().filter(is_it).count();
+    until(|| mended() >= times).await;
+    Instant::now()
+}
+
+/// Waits until the replica of region 0 leads.
+async fn when_leading(store: &Store) {
+    until(|| store.replica(replica(0)).is_ok_and(|hosted| hosted.group.standing().is_leader)).await;
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    for _ in 0..6_000 {
+        if is_so() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not in a minute");
+}
+
+fn damage_ssts(disk: &MemoryDisk, number: u32) {
+    let folder = format!("{}/sst/", folder(replica(number)));
+    for (path, _) in disk.files().into_iter().filter(|(path, _)| path.starts_with(&folder)) {
+        disk.damage(&path, |bytes| bytes[10] ^= 1);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_whose_log_cannot_be_replayed_for_damaged_files_is_mended_before_it_is_opened() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    filled_with_a_learner(&world, &disk).await.close().await;
+    damage_ssts(&disk, 0);
+    let store = open(&world, &disk).await;
+    assert!(store.replica(replica(1)).is_ok(), "the others are opened");
+    assert!(store.replica(replica(0)).is_err());
+    let err = store.create_replica(region(0), replica(0), &table()).await.unwrap_err();
+    assert_eq!(err.code(), "busy", "it is there");
+    let (stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    sleep(Duration::from_secs(5)).await;
+    assert!(store.replica(replica(0)).is_err(), "nobody helps");
+    let (elsewhere, other) = (Arc::new(World::default()), MemoryDisk::default());
+    let lender = filled_with_a_learner(&elsewhere, &other).await;
+    *world.lender.lock().unwrap() = Some(lender.clone());
+    let mut mended = when_mended(&world, 1).await;
+    when_leading(&store).await;
+    assert_eq!(store.status(Some(region(0))).unwrap()[0].sequence, Sequence(3));
+
+    // Damaged again, it waits: a second, then two, then four.
+    for round in 0..3 {
+        damage_ssts(&disk, 0);
+        let hosted = store.replica(replica(0)).unwrap();
+        let State::Region(here) = &hosted.state else { unreachable!("it is a region's") };
+        let all = ScanRequest { schema_version: 1, ..ScanRequest::default() };
+        assert_eq!(here.scan(all).await.unwrap_err().code(), "busy");
+        let again = when_mended(&world, round + 2).await;
+        let waited = (again - mended).as_millis();
+        assert!(waited >= 1_000 << round && waited < 1_500 << round, "{waited} ms");
+        mended = again;
+        until(|| store.replica(replica(0)).is_ok()).await;
+    }
+    stop.send_replace(true);
+    assert_eq!(supervisor.await.unwrap(), None);
+    store.close().await;
+    lender.close().await;
+}
+
+#[tokio::test]
+async fn a_replica_with_a_damaged_log_is_mended_before_it_is_opened() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    filled_with_a_learner(&world, &disk).await.close().await;
+    // The newest entry of region 0, the payload of which ends the file but for what closing and opening write.
+    let segment = "log/00000000000000000001.seg";
+    let store = open(&world, &disk).await;
+    let (newest, _) = (store.log.replica(replica(0)).state().last.unwrap(), store.close().await);
+    let needle = newest.index.to_le_bytes();
+    disk.damage(segment, |bytes| {
+        // A record's header ends with the index; before that stand term, replica.
+        let id = u64::from(10_u32).to_le_bytes();
+        let is_it =
+            |at: &usize| bytes[at + 40..at + 48] == needle && bytes[at + 24..at + 32] == id && bytes[at + 12] == 4;
+        let at = (0..bytes.len() - 48).rev().find(is_it).unwrap();
+        bytes[at + 50] ^= 1;
+    });
+    let (elsewhere, other) = (Arc::new(World::default()), MemoryDisk::default());
+    let lender = filled_with_a_learner(&elsewhere, &other).await;
+    *world.lender.lock().unwrap() = Some(lender.clone());
+    let store = open(&world, &disk).await;
+    assert!(store.replica(replica(1)).is_ok(), "the others are opened");
+    assert!(store.replica(replica(0)).is_err());
+    let (stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    when_mended(&world, 1).await;
+    when_leading(&store).await;
+    assert_eq!(put(&store, 0, 4, Some(3)).await.unwrap(), Sequence(4), "it has what the entry did");
+    assert_eq!(store.log.replica(replica(0)).rotten(), None);
+    let is_it = |event: &&Event| matches!(event, Event::FileDamaged { file, .. } if file == segment);
+    assert_eq!(world.events.lock().unwrap().iter().filter(is_it).count(), 1);
+    stop.send_replace(true);
+    assert_eq!(supervisor.await.unwrap(), None);
+    store.close().await;
+    lender.close().await;
+}
+
+#[tokio::test]
+async fn who_lends_a_damaged_file_hears_of_it() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let lender = filled_with_a_learner(&world, &disk).await;
+    let lent = lender.lend(region(0), None).await.unwrap();
+    let hosted = lender.replica(replica(0)).unwrap();
+    let State::Region(here) = &hosted.state else { unreachable!("it is a region's") };
+    lender.lent_piece(lent.number, 0, 0).await.unwrap();
+    assert!(!here.is_damaged());
+    damage_ssts(&disk, 0);
+    assert_eq!(lender.lent_piece(lent.number, 0, 0).await.unwrap_err().code(), "busy");
+    assert!(here.is_damaged());
+    assert_eq!(lender.lend(region(0), None).await.unwrap_err().code(), "busy", "nobody gets it from here any more");
     lender.close().await;
 }

@@ -128,7 +128,8 @@ pub async fn check(
     for (id, promise) in promises {
         let state = log.replica(*id).state();
         let reaches = state.last.max(state.purged);
-        let entry = match promise.durable.filter(|durable| Some(*durable) > state.purged) {
+        let is_there = |durable: &LogId| state.purged.is_none_or(|purged| durable.index > purged.index);
+        let entry = match promise.durable.filter(is_there) {
             None => None,
             Some(durable) => match log.replica(*id).read(durable.index..durable.index + 1, u64::MAX).await {
                 Ok(entries) => Some((durable, entries.first().map(|entry| entry.id))),
