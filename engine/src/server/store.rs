@@ -365,9 +365,12 @@ impl Store {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break None,
-                Some(Err(err)) = reopening.next() => {
-                    let err: Error = err;
-                    break Some(err.to_string());
+                // A branch that does not match is not polled again before the next death: this takes whatever ends.
+                Some(reopened) = reopening.next() => {
+                    let reopened: Result<()> = reopened;
+                    if let Err(err) = reopened {
+                        break Some(err.to_string());
+                    }
                 }
                 // The store has a sender, so this is a death.
                 Some(Death { id, replica, reason, help }) = died.recv() => {

@@ -187,6 +187,28 @@ async fn a_replica_that_dies_is_opened_anew_alone() {
 }
 
 #[tokio::test]
+async fn replicas_that_die_together_are_all_opened_anew() {
+    let (world, disk) = (Arc::new(World::default()), MemoryDisk::default());
+    let store = filled(&world, &disk).await;
+    let (stop, mut stopping) = watch::channel(false);
+    let supervised = store.clone();
+    let supervisor = tokio::spawn(async move { supervised.supervise(&mut stopping).await });
+    disk.begin("replicas", Fault::Error);
+    for number in [0, 1] {
+        assert_eq!(put(&store, number, 2, Some(1)).await.unwrap_err().code(), "unknown_outcome");
+    }
+    sleep(Duration::from_secs(5)).await;
+    disk.end_fault();
+    sleep(Duration::from_secs(5)).await;
+    for number in [0, 1] {
+        assert_eq!(put(&store, number, 3, Some(2)).await.unwrap(), Sequence(3), "region {number}");
+    }
+    stop.send_replace(true);
+    assert_eq!(supervisor.await.unwrap(), None);
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_write_that_nobody_waits_for_counts_until_its_outcome_is_known() {
     let default = Options::default;
     let bounds = [
