@@ -152,7 +152,10 @@ impl Region {
                 write.ops.iter().map(|byte| Op::from_byte(*byte).expect("checked before it was proposed")).collect()
             }
         };
-        let entries = self.entries(&rows, &keys, &ops).await?;
+        let entries = match self.entries(&rows, &keys, &ops).await {
+            Err(err) => return Err(self.until_mended(err).await),
+            Ok(entries) => entries,
+        };
         Ok(Verdict::Write { rows, keys, ops, entries })
     }
 

@@ -131,7 +131,7 @@ impl Region {
         let columns = named(schema, index);
         let after = from.clone().map(|key| Position { key, sequence: Sequence(0) });
         let scan = Scan { columns, upto, after, ..Scan::default() };
-        let page = version.scan(&scan, limit.rows)?.page(limit).await?;
+        let page = version.scan(&scan, limit.rows)?.page(limit).await.map_err(|err| self.noticed(err))?;
         let of_index = schema.of_index(index).to_arrow();
         let batches =
             page.batches.iter().map(|rows| RecordBatch::try_new(of_index.clone(), rows.batch.columns().to_vec()));
@@ -150,7 +150,10 @@ impl Region {
             backfill.is_some_and(|backfill| backfill.complete.is_none() && backfill.cursor == chunk.from)
         };
         let entries = match is_next {
-            true => Some(self.newest_of(&chunk).await?),
+            true => match self.newest_of(&chunk).await {
+                Err(err) => return Err(self.until_mended(err).await),
+                Ok(entries) => Some(entries),
+            },
             false => None,
         };
         let (index, rows, is_through) = (chunk.index, chunk.sequences.len() as u64, chunk.to.is_none());
