@@ -35,8 +35,10 @@ enum Step {
     Exchange,
     /// The backfill goes on by so many rows.
     Chunk(usize),
-    /// A chunk is read, and logged behind the next write only.
+    /// A chunk is read.
     Late(usize),
+    /// It is logged.
+    Deliver,
     Truncate,
     Expire(u8),
     Flush,
@@ -55,6 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Exchange),
         6 => (1..6usize).prop_map(Step::Chunk),
         2 => (1..6usize).prop_map(Step::Late),
+        2 => Just(Step::Deliver),
         1 => Just(Step::Truncate),
         1 => (0..4u8).prop_map(Step::Expire),
         3 => Just(Step::Flush),
@@ -129,9 +132,6 @@ impl Run {
             Step::Write(rows) => {
                 let command = self.write(rows);
                 self.apply(command).await;
-                if let Some(late) = self.late.take() {
-                    self.apply(late).await;
-                }
             }
             Step::Exchange if self.region.version().schema().indexes().is_empty() => {
                 let columns = vec!["b".into(), "c".into()];
@@ -144,6 +144,11 @@ impl Run {
                 }
             }
             Step::Late(rows) => self.late = self.chunk(*rows).await,
+            Step::Deliver => {
+                if let Some(late) = self.late.take() {
+                    self.apply(late).await;
+                }
+            }
             Step::Truncate => {
                 self.procedures += 1;
                 self.apply(Command::Truncate { by: ProcedureId(self.procedures) }).await;
@@ -329,6 +334,7 @@ async fn a_chunk_leaves_out_what_was_changed_since_it_was_read() {
     run.step(&Step::Late(9)).await;
     // The second one has another value when the chunk comes, the third one is gone, the fourth was not there.
     run.step(&Step::Write(vec![row(2, 2), (3, 0, None, None, true), row(4, 1)])).await;
+    run.step(&Step::Deliver).await;
     let index = run.region.version().schema().indexes()[0].id;
     let check = run.region.check_index(index).await.unwrap();
     assert_eq!((check.rows, check.missing, check.extra), (3, 0, 0));
@@ -338,4 +344,25 @@ async fn a_chunk_leaves_out_what_was_changed_since_it_was_read() {
         found.map(|keys| keys.len())
     };
     assert_eq!((found(6).await, found(5).await), (Some(2), None), "before it was complete it answers nothing");
+}
+
+/// The tombstones of what was changed would hide it, as long as they are there: a compaction drops those that hide nothing.
+#[tokio::test]
+async fn a_chunk_that_comes_when_the_tombstones_are_gone_brings_nothing_back() {
+    let mut run = Run::new(false).await;
+    let row = |a, b| (a, 0, Some(b), None, false);
+    run.step(&Step::Write(vec![row(1, 1), row(2, 1), row(3, 1)])).await;
+    run.step(&Step::Exchange).await;
+    run.step(&Step::Late(9)).await;
+    for rows in [vec![row(0, 0), row(9, 3)], vec![row(2, 2), (3, 0, None, None, true), row(5, 3)]] {
+        run.step(&Step::Write(rows)).await;
+        run.step(&Step::Flush).await;
+    }
+    run.step(&Step::Compact).await;
+    let index = run.region.version().schema().indexes()[0].id;
+    let tree = run.region.version().indexes[&index].clone();
+    assert_eq!(tree.ssts.values().map(|sst| (sst.meta().level, sst.meta().rows)).collect::<Vec<_>>(), [(1, 4)]);
+    run.step(&Step::Deliver).await;
+    let check = run.region.check_index(index).await.unwrap();
+    assert_eq!((check.rows, check.missing, check.extra), (5, 0, 0));
 }
