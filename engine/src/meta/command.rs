@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{CreateTable, TableDef};
 use super::request::Control;
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::options::Options;
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId, Timestamp};
 
@@ -171,12 +172,12 @@ pub enum Outcome {
     Bootstrapped,
     /// To `OpenSession`.
     Session(SessionId),
-    /// The statement started this procedure, at this step.
+    /// This procedure was started.
     Started {
         /// The procedure.
         procedure: ProcedureId,
-        /// Its first step.
-        step: Step,
+        /// Its first step, and those of whatever else was started or went on by the entry.
+        reached: Vec<Reached>,
     },
     /// The statement started this procedure when it was sent before, and is not decided yet.
     Running {
@@ -192,8 +193,9 @@ pub enum Outcome {
     },
     /// To `Advance`: recorded.
     Advanced {
-        /// The steps that were reached: none (only a part of a step was done), one, or with the last one `Done`.
-        reached: Vec<Step>,
+        /// The steps that the procedure reached: none (only a part of a step was done), one, or with the last one `Done`. Then
+        /// those of whatever else was started or went on.
+        reached: Vec<Reached>,
     },
     /// To `Advance`: the procedure is not where the sender saw it. Nothing was done.
     Stale,
@@ -201,6 +203,25 @@ pub enum Outcome {
     NoCluster,
     /// Nothing was done, and nothing is remembered of it.
     Refused(Error),
+}
+
+/// A step that a procedure has reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The procedure.
+    pub procedure: ProcedureId,
+    /// [`Procedure::kind`](super::Procedure::kind) there.
+    pub kind: String,
+    /// The step.
+    pub step: Step,
+}
+
+impl Reached {
+    /// To be said by whoever proposed the entry.
+    pub(super) fn event(self) -> Event {
+        let Reached { procedure, kind, step } = self;
+        Event::ProcedureStep { procedure: procedure.0, kind, step: step.name().to_string() }
+    }
 }
 
 /// How a statement ended well.

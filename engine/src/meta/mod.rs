@@ -38,7 +38,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use command::{Command, Decision, Entry, Limits, Outcome, Progress, StatementId, Step};
+pub use command::{Command, Decision, Entry, Limits, Outcome, Progress, Reached, StatementId, Step};
 pub use machine::Machine;
 pub use place::{Load, emptiest, place};
 pub use procedure::{Action, Move, Next, Procedure, ProcedureState, Subject, Target};

@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{RegionDef, TableDef};
-use super::command::{Progress, StatementId, Step};
+use super::command::{Progress, Reached, StatementId, Step};
 use super::view::{After, Doing, ViewWork};
 use crate::error::{Error, Invalid, Result};
 use crate::server::message::{ProcedureRef, Replacement, Request, Response};
@@ -238,6 +238,9 @@ impl Procedure {
         match &self.state {
             ProcedureState::View(work) => work.kind(),
             ProcedureState::Indexing { .. } => "create_index",
+            ProcedureState::Unpublished { .. } if self.subject.table().is_some_and(|table| table.view.is_some()) => {
+                "drop_view"
+            }
             ProcedureState::Unpublished { .. } => "drop_table",
             ProcedureState::Truncating { .. } => "truncate_table",
             ProcedureState::Altering { .. } => "alter_table",
@@ -253,6 +256,11 @@ impl Procedure {
             | ProcedureState::Published { .. }
             | ProcedureState::Undoing { .. } => "create_table",
         }
+    }
+
+    /// That it is at `step`.
+    pub(super) fn reached(&self, step: Step) -> Reached {
+        Reached { procedure: self.id, kind: self.kind().to_string(), step }
     }
 
     /// The table that it is about.

@@ -24,7 +24,8 @@ use crate::server::message::{Request, Response};
 use crate::types::{NodeId, ProcedureId};
 
 /// Drives the procedures while this replica leads. Each step that it records is an [`Event::ProcedureStep`], once: here,
-/// on the leader that proposed it, not where entries are applied; none if the outcome of the proposal stayed unknown.
+/// on the leader that proposed it, not where entries are applied; none if the outcome of the proposal stayed unknown. So it is
+/// with the steps that an entry makes other procedures reach.
 pub struct Runner {
     group: Arc<dyn Group>,
     nodes: Arc<dyn Nodes>,
@@ -216,16 +217,12 @@ impl Runner {
         while let Some((region, from)) = self.machine.read(|state| next_repair(state, &dead, live, self.repairs)) {
             let command = Command::StartRepair { region, from, among: live.clone() };
             let outcome = self.propose(command).await;
-            let Ok(Outcome::Started { procedure, step }) = outcome else {
+            let Ok(Outcome::Started { reached, .. }) = outcome else {
                 // Whatever it is, it is looked at again in the next round.
                 tracing::debug!(%region, %from, ?outcome, "a replica on a dead node is not replaced yet");
                 return;
             };
-            self.events.emit(|| Event::ProcedureStep {
-                procedure: procedure.0,
-                kind: "move_replica".to_string(),
-                step: step.name().to_string(),
-            });
+            reached.into_iter().for_each(|reached| self.events.emit(|| reached.event()));
         }
         for (node, silent) in silent {
             let left = self.machine.read(|state| left_behind(state, node, live));
@@ -261,13 +258,7 @@ impl Runner {
         match self.propose(command).await {
             Err(Error::NotLeader { .. } | Error::Stopped) => Err(End::Deposed),
             Ok(Outcome::Advanced { reached }) => {
-                for step in reached {
-                    self.events.emit(|| Event::ProcedureStep {
-                        procedure: procedure.id.0,
-                        kind: procedure.kind().to_string(),
-                        step: step.name().to_string(),
-                    });
-                }
+                reached.into_iter().for_each(|reached| self.events.emit(|| reached.event()));
                 Ok(true)
             }
             outcome => {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::Group;
 use super::catalog::TableDef;
-use super::command::{Command, Decision, Limits, Outcome, StatementId};
+use super::command::{Command, Decision, Limits, Outcome, Reached, StatementId};
 use super::machine::Machine;
 use super::procedure::Procedure;
 use super::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus};
@@ -18,7 +18,7 @@ use super::state::{Answer, MetaState};
 use super::view::{View, ViewState};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::event::{Event, Events};
+use crate::event::Events;
 use crate::options::Options;
 use crate::types::{NodeId, ProcedureId, RegionId, ReplicaId};
 
@@ -72,29 +72,25 @@ impl Service {
         match request {
             MetaRequest::CreateTable { table, request } => {
                 let command = Command::StartCreate { table: Box::new(table), request };
-                self.statement(command, request, "create_table", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::DropTable { name, if_exists, is_view, cascade, request } => {
                 let command = Command::StartDrop { name, if_exists, is_view, cascade, request };
-                self.statement(command, request, if is_view { "drop_view" } else { "drop_table" }, within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::RefillView { name, request } => {
                 let command = Command::StartRefill { name, request };
-                self.statement(command, request, "create_table", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::ControlJob { job, control, request } => {
                 let command = Command::StartControl { job, control, request };
-                self.statement(command, request, "control_view", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::FailView { view, reason } => {
                 let outcome = timeout(within, self.propose(Command::StartFail { view, reason })).await;
                 match outcome.map_err(|_| unknown("the view may be known to have failed"))?? {
-                    Outcome::Started { procedure, step } => {
-                        self.events.emit(|| Event::ProcedureStep {
-                            procedure: procedure.0,
-                            kind: "fail_view".to_string(),
-                            step: step.name().to_string(),
-                        });
+                    Outcome::Started { reached, .. } => {
+                        self.say(reached);
                         Ok(MetaAnswer::Controlled)
                     }
                     Outcome::Decided(Ok(_)) => Ok(MetaAnswer::Controlled),
@@ -107,15 +103,15 @@ impl Service {
             }
             MetaRequest::AlterTable { name, of, alterations, request } => {
                 let command = Command::StartAlter { name, of, alterations, request };
-                self.statement(command, request, "alter_table", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::TruncateTable { name, request } => {
                 let command = Command::StartTruncate { name, request };
-                self.statement(command, request, "truncate_table", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::MoveReplica { name, region, from, to, request } => {
                 let command = Command::StartMove { name, region, from, to, request };
-                self.statement(command, request, "move_replica", within).await
+                self.statement(command, request, within).await
             }
             MetaRequest::Table { name } => {
                 self.caught_up(within).await?;
@@ -148,15 +144,9 @@ impl Service {
         }
     }
 
-    async fn statement(
-        &self,
-        command: Command,
-        request: StatementId,
-        kind: &'static str,
-        within: Duration,
-    ) -> Result<MetaAnswer> {
+    async fn statement(&self, command: Command, request: StatementId, within: Duration) -> Result<MetaAnswer> {
         let mut waiting = Waiting::Proposal;
-        match timeout(within, self.run(command, request, kind, &mut waiting)).await {
+        match timeout(within, self.run(command, request, &mut waiting)).await {
             Ok(Ok(Decision::Created(table))) => Ok(MetaAnswer::Created(*table)),
             Ok(Ok(Decision::Dropped(existed))) => Ok(MetaAnswer::Dropped(existed)),
             Ok(Ok(Decision::Truncated)) => Ok(MetaAnswer::Truncated),
@@ -172,22 +162,12 @@ impl Service {
     }
 
     /// Proposes the statement until it is run, and waits until it is decided.
-    async fn run(
-        &self,
-        command: Command,
-        request: StatementId,
-        kind: &'static str,
-        waiting: &mut Waiting,
-    ) -> Result<Decision> {
+    async fn run(&self, command: Command, request: StatementId, waiting: &mut Waiting) -> Result<Decision> {
         loop {
             *waiting = Waiting::Proposal;
             match self.propose(command.clone()).await? {
-                Outcome::Started { procedure, step } => {
-                    self.events.emit(|| Event::ProcedureStep {
-                        procedure: procedure.0,
-                        kind: kind.to_string(),
-                        step: step.name().to_string(),
-                    });
+                Outcome::Started { reached, .. } => {
+                    self.say(reached);
                     return self.decided(request).await;
                 }
                 Outcome::Running { .. } => return self.decided(request).await,
@@ -203,6 +183,10 @@ impl Service {
                 outcome => return Err(unexpected(outcome)),
             }
         }
+    }
+
+    fn say(&self, reached: Vec<Reached>) {
+        reached.into_iter().for_each(|reached| self.events.emit(|| reached.event()));
     }
 
     /// Waits until the statement, which is running, is decided.

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, IndexState, LegDef, RegionDef, TableDef, ViewDef};
-use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, StatementId, Step, decode, encode};
+use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, Reached, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
 use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
 use super::request::Control;
@@ -157,6 +157,21 @@ impl MetaState {
         if self.cluster.is_none() {
             return Outcome::NoCluster;
         }
+        let steps = |state: &MetaState| -> BTreeMap<ProcedureId, Step> {
+            state.procedures.iter().map(|(id, procedure)| (*id, procedure.state.step())).collect()
+        };
+        let before = steps(self);
+        let mut outcome = self.run(command);
+        // An entry may start or take along other procedures than its own: a fill, the drops of CASCADE.
+        if let Outcome::Started { reached, .. } | Outcome::Advanced { reached } = &mut outcome {
+            let own: BTreeSet<ProcedureId> = reached.iter().map(|reached| reached.procedure).collect();
+            let others = steps(self).into_iter().filter(|(id, step)| !own.contains(id) && before.get(id) != Some(step));
+            reached.extend(others.map(|(id, step)| self.procedures[&id].reached(step)));
+        }
+        outcome
+    }
+
+    fn run(&mut self, command: Command) -> Outcome {
         match command {
             Command::Bootstrap { .. } => unreachable!("handled above"),
             Command::OpenSession => Outcome::Session(self.open_session()),
@@ -300,7 +315,7 @@ impl MetaState {
         let (answer, outcome) = match run(self) {
             Started::Held { by } => return Outcome::Held { by },
             Started::Decided(decision) => (Answer::Decided(decision.clone()), Outcome::Decided(decision)),
-            Started::Procedure { id, step, answer } => (answer, Outcome::Started { procedure: id, step }),
+            Started::Procedure { id, answer } => (answer, Outcome::Started { procedure: id, reached: Vec::new() }),
         };
         self.statements.insert(request, Statement { verb, name, answer });
         self.forget_old_statements(request);
@@ -330,10 +345,9 @@ impl MetaState {
         self.locks.insert(Lock::Table(table.id), id);
         let open = table.regions.iter().flat_map(|region| region.replicas.keys().copied()).collect();
         let state = ProcedureState::Prepared { open };
-        let step = state.step();
         let subject = Subject::Whole(Box::new(table));
         self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
-        Started::Procedure { id, step, answer: Answer::Running(id) }
+        Started::Procedure { id, answer: Answer::Running(id) }
     }
 
     fn start_drop(
@@ -377,17 +391,13 @@ impl MetaState {
             }
         }
         match self.drop_table(table_id, Some(request)) {
-            Ok((id, step)) => Started::Procedure { id, step, answer: Answer::Decided(Ok(Decision::Dropped(true))) },
+            Ok(id) => Started::Procedure { id, answer: Answer::Decided(Ok(Decision::Dropped(true))) },
             Err(by) => Started::Held { by },
         }
     }
 
     /// Takes a table out of the catalog and begins to drop it. An error: the procedure that must end first.
-    fn drop_table(
-        &mut self,
-        table_id: TableId,
-        request: Option<StatementId>,
-    ) -> Result<(ProcedureId, Step), ProcedureId> {
+    fn drop_table(&mut self, table_id: TableId, request: Option<StatementId>) -> Result<ProcedureId, ProcedureId> {
         let name = match self.tables.get(&table_id) {
             Some(table) => table.name.clone(),
             None => unreachable!("it was found in the catalog"),
@@ -433,10 +443,9 @@ impl MetaState {
             feeders if feeders.is_empty() => ProcedureState::Unpublished { open },
             feeders => ProcedureState::View(ViewWork::begin(&table, feeders, Doing::Detaching(Then::Drop))),
         };
-        let step = state.step();
         self.procedures
             .insert(id, Procedure { id, step: 0, term: 0, request, subject: Subject::Whole(Box::new(table)), state });
-        Ok((id, step))
+        Ok(id)
     }
 
     /// The regions that a view reads.
@@ -583,12 +592,11 @@ impl MetaState {
         let id = self.next_procedure();
         self.locks.insert(Lock::Rows(table.id), id);
         let state = ProcedureState::View(work);
-        let step = state.step();
         self.procedures.insert(
             id,
             Procedure { id, step: 0, term: 0, request: Some(request), subject: Subject::Whole(Box::new(table)), state },
         );
-        Started::Procedure { id, step, answer: Answer::Running(id) }
+        Started::Procedure { id, answer: Answer::Running(id) }
     }
 
     /// What is wanted of the backfill of an index stands in the table's schema: its regions hear of it by an ALTER.
@@ -640,10 +648,9 @@ impl MetaState {
         let work = ViewWork::begin(&table, self.feeders(&table), Doing::Detaching(Then::Fail(reason)));
         let procedure = self.next_procedure();
         let state = ProcedureState::View(work);
-        let step = state.step();
         let subject = Subject::Whole(Box::new(table));
         self.procedures.insert(procedure, Procedure { id: procedure, step: 0, term: 0, request: None, subject, state });
-        Outcome::Started { procedure, step }
+        Outcome::Started { procedure, reached: Vec::new() }
     }
 
     fn start_truncate(&mut self, name: &str, request: StatementId) -> Started {
@@ -705,10 +712,9 @@ impl MetaState {
         };
         let id = self.next_procedure();
         self.locks.insert(rows, id);
-        let step = state.step();
         let subject = Subject::Whole(Box::new(table));
         self.procedures.insert(id, Procedure { id, step: 0, term: 0, request: Some(request), subject, state });
-        Started::Procedure { id, step, answer: Answer::Running(id) }
+        Started::Procedure { id, answer: Answer::Running(id) }
     }
 
     fn start_move(&mut self, name: &str, region: u32, from: NodeId, to: NodeId, request: StatementId) -> Started {
@@ -739,8 +745,8 @@ impl MetaState {
         if def.replicas.values().any(|node| *node == to) {
             return refused(Invalid::OutOfRange, format!("region {} has a replica on {to} already", def.id));
         }
-        let (id, step) = self.start_replacement(table.id, &def, (*leaves.0, *leaves.1), to, Some(request));
-        Started::Procedure { id, step, answer: Answer::Running(id) }
+        let id = self.start_replacement(table.id, &def, (*leaves.0, *leaves.1), to, Some(request));
+        Started::Procedure { id, answer: Answer::Running(id) }
     }
 
     fn start_repair(&mut self, region: RegionId, from: NodeId, among: &BTreeSet<NodeId>) -> Outcome {
@@ -756,8 +762,8 @@ impl MetaState {
         let Some(to) = self.target(&def, among) else {
             return refused(format!("no node that is there has no replica of region {region}"));
         };
-        let (procedure, step) = self.start_replacement(region.table(), &def, leaves, to, None);
-        Outcome::Started { procedure, step }
+        let procedure = self.start_replacement(region.table(), &def, leaves, to, None);
+        Outcome::Started { procedure, reached: Vec::new() }
     }
 
     /// The node among these that a replica of the region may be put onto: the emptiest that has none.
@@ -781,7 +787,7 @@ impl MetaState {
         leaves: (ReplicaId, NodeId),
         to: NodeId,
         request: Option<StatementId>,
-    ) -> (ProcedureId, Step) {
+    ) -> ProcedureId {
         let mut table = self.tables.get(&table).expect("its region was found").clone();
         if let Some(origin) = self.origins.get(&table.id) {
             table.schema = origin.clone();
@@ -793,10 +799,9 @@ impl MetaState {
         let id = self.next_procedure();
         self.locks.insert(Lock::Members(def.id), id);
         let state = ProcedureState::Making(Move { region: def.id, change: Replacement { leaves, joins, stay } });
-        let step = state.step();
         let subject = Subject::Whole(Box::new(table));
         self.procedures.insert(id, Procedure { id, step: 0, term: 0, request, subject, state });
-        (id, step)
+        id
     }
 
     fn advance(&mut self, id: ProcedureId, from: u32, term: u64, progress: Progress) -> Outcome {
@@ -814,12 +819,11 @@ impl MetaState {
         match next {
             Next::Same(state) => procedure.state = state,
             Next::Entered(state) => {
-                reached.push(state.step());
                 procedure.state = state;
                 let procedure = procedure.clone();
                 self.decide(&procedure);
                 if procedure.state.open() == 0 {
-                    reached.push(procedure.state.end());
+                    reached.push(procedure.reached(procedure.state.end()));
                     self.end(id);
                 } else if procedure.state.moves().is_some() && procedure.state.is_decided() {
                     // It may have to wait for ever for a node that does not come back.
@@ -827,7 +831,7 @@ impl MetaState {
                 }
             }
             Next::Ended => {
-                reached.push(procedure.state.end());
+                reached.push(procedure.reached(procedure.state.step()));
                 let procedure = procedure.clone();
                 if !procedure.state.is_decided() {
                     self.decide(&procedure);
@@ -845,6 +849,7 @@ impl MetaState {
                 }
                 self.end(id);
             }
+                reached.push(procedure.reached(procedure.state.end()));
         }
         Outcome::Advanced { reached }
     }
@@ -1086,7 +1091,7 @@ enum Started {
     /// It needed no procedure.
     Decided(Result<Decision, Error>),
     /// It started one.
-    Procedure { id: ProcedureId, step: Step, answer: Answer },
+    Procedure { id: ProcedureId, answer: Answer },
 }
 
 #[cfg(test)]

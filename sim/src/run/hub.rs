@@ -385,7 +385,7 @@ impl State {
         self.meta_applied = Some(log_id.index);
         let Ok(entry) = Entry::decode(command) else { return };
         if let Outcome::Advanced { reached } = self.meta.apply_entry(entry)
-            && reached.contains(&Step::Leaving)
+            && reached.iter().any(|reached| reached.step == Step::Leaving)
         {
             self.moved();
         }
