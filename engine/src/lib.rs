@@ -98,7 +98,7 @@
 //!     the region is, adds it to the state of the groups ([`view::Fold::apply`]), and writes rows and position in one entry.
 //! 25. When all have the window, the leader logs that: the next round begins, or the leg is live and follows what is written. When
 //!     all legs are, the view's regions hear that they may be read ([`Command::Ready`](region::command::Command::Ready)), and the
-//!     catalog has the view as ready.
+//!     catalog has the view as ready; or as failed, if a region says that it has a group which cannot be computed.
 //!
 //! `CREATE INDEX by_dest ON flights (dest)`:
 //!

@@ -352,6 +352,10 @@ impl Procedure {
     /// replica that has its vote.
     pub fn progress(&self, answers: impl IntoIterator<Item = (Target, Result<Response>)>) -> Option<Progress> {
         if let ProcedureState::View(work) = &self.state {
+            let answers: Vec<(Target, Result<Response>)> = answers.into_iter().collect();
+            if let Some(error) = work.refusal(&answers) {
+                return Some(Progress::Refused(error));
+            }
             let done = work.done(self.subject.id(), answers);
             return (!done.is_empty()).then_some(Progress::Regions(done));
         }

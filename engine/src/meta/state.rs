@@ -809,6 +809,16 @@ impl MetaState {
         if procedure.step != from || term < procedure.term {
             return Outcome::Stale;
         }
+        if let (ProcedureState::View(work), Progress::Refused(Error::Invalid { message, .. })) =
+            (&procedure.state, &progress)
+            && work.doing == Doing::Readying
+        {
+            let (view, reason) = (procedure.subject.id(), message.clone());
+            return match self.start_fail(view, reason) {
+                Outcome::Started { .. } => Outcome::Advanced { reached: Vec::new() },
+                other => other,
+            };
+        }
         let next = match procedure.after(progress) {
             Ok(next) => next,
             Err(error) => return Outcome::Refused(error),

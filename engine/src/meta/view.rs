@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! fill     Beginning -> Attaching -> Filling -> Readying -> (ended: the view is ready)
+//!                                                   \_________> (ended: it fails, see there)
 //! control  Controlling -> (ended)
 //! drop     Detaching -> Unpublished (as a table) -> (ended)
 //! fail     Detaching -> Failing -> (ended: the view has failed)
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{RegionDef, TableDef};
 use super::command::Step;
 use super::procedure::{Action, Target};
-use crate::error::Result;
+use crate::error::{Error, Invalid, Result};
 use crate::region::request::LegStatus;
 use crate::server::message::{ProcedureRef, Request, Response, ViewChange};
 use crate::types::{NodeId, ProcedureId, RegionId, TableId, Timestamp};
@@ -178,6 +179,15 @@ impl ViewWork {
             _ => return None,
         };
         Some(Request::View { region, change, by })
+    }
+
+    /// Why it can never be done, if one of these answers says so: a region of the view that was to be read has failed.
+    pub fn refusal(&self, answers: &[(Target, Result<Response>)]) -> Option<Error> {
+        let fails = |(_, answer): &(Target, Result<Response>)| match answer {
+            Err(error @ Error::Invalid { code: Invalid::ViewFailed, .. }) => Some(error.clone()),
+            _ => None,
+        };
+        answers.iter().filter(|_| self.doing == Doing::Readying).find_map(fails)
     }
 
     /// The regions that have done it, as these answers say.

@@ -9,7 +9,9 @@
 //! on nothing is taken of an earlier one, of its own either, however late it arrives.
 //!
 //! What rows come to is computed here where the view has aggregates ([`Fold`](crate::view::Fold)): state and position meet in one
-//! order. When that cannot be done (a sum that does not fit), the view fails by the entry that shows it, on every replica alike.
+//! order. When that cannot be done (a sum that does not fit), the view fails by the entry that shows it, on every replica alike; but
+//! as long as it is filled such a group has no row, and may be mended by what comes. What is not mended when the view is to be read
+//! fails it then.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::command::{encode_answer, encode_outcome};
+use super::command::{Command, encode_answer, encode_outcome};
 use super::request::{Absorb, PositionStatus, Taken, WriteAnswer};
 use super::{Region, State};
 use crate::error::{Error, Invalid, Result};
@@ -31,7 +33,7 @@ use crate::types::{
     Condition, FillPosition, Key, LogId, Op, Predicate, Sequence, Source, Value, decode_batch, encode_batch,
     encode_keys,
 };
-use crate::view::{Failure, Groups, Program, Writes};
+use crate::view::{Broken, Failure, Folded, Groups, Program, Writes};
 
 /// What a region of a view knows of its fill.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct Filled {
     pub state: FillState,
     /// How far it is with each source.
     pub sources: BTreeMap<Source, Absorbed>,
+    /// Groups that have no row because it cannot be computed. There are none once it may be read.
+    pub broken: u64,
 }
 
 /// Whether a view may be read.
@@ -113,13 +117,16 @@ impl Region {
 
     /// Applies the entry `id`: the view begins here. It has the rows that it has before any feeder has one.
     pub(super) fn apply_begin(&self, id: LogId, command: Bytes) -> Bytes {
-        let initial = self.program().and_then(|program| program.initial().transpose());
+        let initial = self.program().and_then(|program| program.initial(Broken::Hidden).transpose());
         let mut written = None;
         let outcome = self.finish(id, command, |state| {
             if state.side.filled.is_none() {
                 let mut filled = Filled::default();
                 match initial {
-                    Some(Ok(writes)) => written = Some(state.put(writes)),
+                    Some(Ok(Folded { writes, broken })) => {
+                        written = Some(state.put(writes));
+                        filled.broken = more(filled.broken, broken);
+                    }
                     Some(Err(failure)) => filled.state = FillState::Failed(failure.message),
                     None => {}
                 }
@@ -131,8 +138,30 @@ impl Region {
         outcome
     }
 
+    /// Applies the entry `id`: the view may be read, if all its groups can be shown. If one cannot that will not be mended by
+    /// the rest of a window, the view has failed, and the answer says so.
+    pub(super) async fn apply_ready(&self, id: LogId, command: Bytes) -> Result<Bytes> {
+        let (broken, is_within) = {
+            let state = self.state.lock().expect("no panic holds the lock");
+            let filled = state.side.filled.as_ref().filter(|filled| filled.state == FillState::Filling);
+            let is_within = |filled: &Filled| filled.sources.values().any(|one| one.position.within.is_some());
+            (filled.map_or(0, |filled| filled.broken), filled.is_some_and(is_within))
+        };
+        if broken == 0 {
+            return Ok(self.apply_fill_state(id, command, None));
+        }
+        if is_within {
+            let what = format!("{broken} groups of the view cannot be computed of what it has by now");
+            return Ok(self.finish(id, command, |_| encode_outcome(&Err(Error::Busy { what }))));
+        }
+        let message = self.broken_group().await?;
+        let reason = if broken == 1 { message } else { format!("{message}; so it is with {broken} groups") };
+        Ok(self.apply_fill_state(id, command, Some(reason)))
+    }
+
     /// Applies the entry `id`: the view may be read, or may not any more.
     pub(super) fn apply_fill_state(&self, id: LogId, command: Bytes, failed: Option<String>) -> Bytes {
+        let is_asked_to_fail = matches!(Command::decode(&command), Ok(Command::Fail { .. }));
         let mut is_new = false;
         let reason = failed.clone();
         let outcome = self.finish(id, command, |state| {
@@ -146,7 +175,12 @@ impl Region {
             };
             is_new = next.is_some();
             filled.state = next.unwrap_or_else(|| filled.state.clone());
-            encode_outcome(&Ok(WriteAnswer { rows: 0, sequence }))
+            encode_outcome(&match &filled.state {
+                FillState::Failed(reason) if !is_asked_to_fail => {
+                    Err(Error::invalid(Invalid::ViewFailed, reason.clone()))
+                }
+                _ => Ok(WriteAnswer { rows: 0, sequence }),
+            })
         });
         if is_new {
             let (region, replica) = (self.id, self.spec.replica);
@@ -176,9 +210,11 @@ impl Region {
 
     /// Applies the entry `id`: a batch.
     pub(super) async fn apply_absorb(&self, id: LogId, command: Bytes, batch: Absorb) -> Result<Bytes> {
-        let refused = {
+        let (refused, broken) = {
             let state = self.state.lock().expect("no panic holds the lock");
-            state.refusal(&batch)
+            let is_ready = |filled: &Filled| matches!(filled.state, FillState::Ready(_));
+            let is_ready = state.side.filled.as_ref().is_some_and(is_ready);
+            (state.refusal(&batch), if is_ready { Broken::Fails } else { Broken::Hidden })
         };
         let source = batch.source;
         if let Some(refused) = refused {
@@ -187,14 +223,16 @@ impl Region {
             return Ok(self.finish(id, command, |_| encode_answer(&refused)));
         }
         let rows = batch.changes;
-        let writes = match self.absorbed(&batch).await {
+        let folded = match self.absorbed(&batch, broken).await {
             Err(err) => return Err(self.until_mended(err).await),
-            Ok(writes) => writes,
+            Ok(folded) => folded,
         };
-        let (mut position, mut failed, mut written) = (None, None, None);
+        let (mut position, mut failed, mut written, mut broken) = (None, None, None, 0);
         let outcome = self.finish(id, command, |state| {
-            let answer = match writes {
-                Ok(writes) => {
+            let answer = match folded {
+                Ok(folded) => {
+                    let Folded { writes, broken: more } = folded;
+                    broken = more;
                     written = Some(state.put(writes));
                     position = Some(batch.to.clone());
                     Taken::At(batch.to.clone(), batch.read)
@@ -208,6 +246,7 @@ impl Region {
             match &failed {
                 Some(message) => filled.state = FillState::Failed(message.clone()),
                 None => {
+                    filled.broken = more(filled.broken, broken);
                     let absorbed = filled.sources.get_mut(&source).expect("it was there when the batch was judged");
                     absorbed.position = batch.to;
                     (absorbed.read, absorbed.settled) = (batch.read, batch.settled);
@@ -228,14 +267,14 @@ impl Region {
     }
 
     /// What a batch comes to in the rows that are there.
-    async fn absorbed(&self, batch: &Absorb) -> Result<Result<Writes, Failure>> {
+    async fn absorbed(&self, batch: &Absorb, broken: Broken) -> Result<Result<Folded, Failure>> {
         let damaged = |message: String| Error::Damaged { file: "log".into(), message };
         let Some(program) = self.program() else { return Err(damaged("a batch for a region of a table".into())) };
         let version = self.version();
         match program.fold() {
             Some(fold) => {
                 let delta = decode_batch(&batch.rows, program.delta()).map_err(|err| damaged(err.to_string()))?;
-                fold.apply(&delta, &Stored { version: &version }).await
+                fold.apply(&delta, &Stored { version: &version }, broken).await
             }
             None => {
                 let rows = decode_batch(&batch.rows, program.delta());
@@ -243,9 +282,29 @@ impl Region {
                 let ops: Option<Vec<Op>> = batch.ops.iter().map(|byte| Op::from_byte(*byte)).collect();
                 let ops = ops.filter(|ops| ops.len() == rows.num_rows());
                 let ops = ops.ok_or_else(|| damaged("the ops of a batch are not those of its rows".into()))?;
-                Ok(Ok(Writes { rows, ops }))
+                Ok(Ok(Folded { writes: Writes { rows, ops }, broken: 0 }))
             }
         }
+    }
+
+    /// Why a group cannot be shown: the first in the order of their keys.
+    async fn broken_group(&self) -> Result<String> {
+        let unknown = || Error::Damaged {
+            file: "side state".into(),
+            message: "groups are said to be broken, and none is".into(),
+        };
+        let fold = self.program().and_then(Program::fold).ok_or_else(unknown)?;
+        let version = self.version();
+        let columns = fold.groups().chain([columns::STATE]).map(str::to_string).collect();
+        let part = Predicate { column: columns::PART.into(), condition: Condition::Eq(Value::UInt(1)) };
+        let scan = Scan { columns, predicates: vec![part], upto: Sequence(u64::MAX), ..Scan::default() };
+        let mut merge = version.scan(&scan, 1_000)?;
+        while let Some(rows) = merge.next().await? {
+            if let Some(failure) = fold.first_broken(&rows.batch)? {
+                return Ok(failure.message);
+            }
+        }
+        Err(unknown())
     }
 
     /// Says what was written, row by row.
@@ -287,6 +346,11 @@ impl State {
         self.version.mutable.write(rows.clone(), keys, ops, first);
         writes
     }
+}
+
+/// So many groups more are broken.
+fn more(broken: u64, by: i64) -> u64 {
+    broken.checked_add_signed(by).expect("no group is mended that was not broken")
 }
 
 /// The groups of a view as its region has them.

@@ -76,7 +76,7 @@ impl Region {
             }
             Command::Leg { leg, epoch, step } => return Ok(self.apply_leg(id, command, leg, epoch, step)),
             Command::Begin => return Ok(self.apply_begin(id, command)),
-            Command::Ready => return Ok(self.apply_fill_state(id, command, None)),
+            Command::Ready => return self.apply_ready(id, command).await,
             Command::Fail { reason } => return Ok(self.apply_fill_state(id, command, Some(reason))),
             Command::Greet { source, epoch } => return Ok(self.apply_greet(id, command, source, epoch)),
             Command::Absorb(batch) => return self.apply_absorb(id, command, batch).await,

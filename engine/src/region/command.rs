@@ -88,7 +88,7 @@ pub enum Command {
     },
     /// At a region of a view: it is going to be filled. Fine if it is already.
     Begin,
-    /// At a region of a view: it may be read. Fine if it may already, or has failed.
+    /// At a region of a view: it may be read. Fine if it may already; an error if it has failed, or has groups that cannot be shown.
     Ready,
     /// At a region of a view: it has failed.
     Fail {

@@ -3,6 +3,16 @@
 //! How a group's rows are laid out: [`columns`]. The state of a group (part 1) has its counts and sums and the values that MIN and
 //! MAX choose at present. All values with their counts are rows of their own (parts from 2 on), so a change touches those rows
 //! alone that have its values; only where the chosen one goes, the next one is looked for, and it is the first that stays.
+//!
+//! What a group shows is computed of its state, and there may be no such value: `100 / sum(x)` of a sum that is 0, a sum that does
+//! not fit BIGINT. As long as a view is filled its states are none that anybody's rows had: of a group with rows in several batches
+//! or regions some are in it and some are not. So a group that cannot be shown then is *broken*: it has its state, and no row; how many
+//! are is counted, and only one that is still broken when the view is to be read is an error ([`Fold::first_broken`]).
+//!
+//! A view that is READY passes through such states too, when rows of a group are written in several regions, or a window has
+//! several batches. There a failure is one at once. To hide the group would be to answer SELECT with rows that its query never gave,
+//! without a word; to show its row of before would be to do that for as long as nobody writes to the group; and how long it is in
+//! passing nobody can say, for other feeders may lag for any time. A view that is loud can be refilled.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,6 +62,24 @@ pub struct Writes {
     pub rows: RecordBatch,
     /// What is done with each.
     pub ops: Vec<Op>,
+}
+
+/// What becomes of a group that cannot be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It is an error: the view can be read.
+    Fails,
+    /// It has no row, and counts.
+    Hidden,
+}
+
+/// What a delta comes to.
+#[derive(Clone, Debug)]
+pub struct Folded {
+    /// What is to be written.
+    pub writes: Writes,
+    /// How many groups more are broken than before.
+    pub broken: i64,
 }
 
 /// GROUP BY, aggregates and HAVING of a view.
@@ -114,8 +142,10 @@ enum What {
 
 /// What the states of some groups show.
 struct Shown {
-    /// For each state the row of `columns`; none: HAVING does not let it.
+    /// For each state the row of `columns`; none: HAVING does not let it, or it is broken.
     rows: Vec<Option<u32>>,
+    /// Whether each state is broken.
+    broken: Vec<bool>,
     /// The outputs.
     columns: Vec<ArrayRef>,
 }
@@ -187,18 +217,19 @@ impl Fold {
         self.groups.is_empty()
     }
 
-    pub(super) fn initial(&self) -> Result<Option<Writes>, Failure> {
+    pub(super) fn initial(&self, broken: Broken) -> Result<Option<Folded>, Failure> {
         if !self.is_global() {
             return Ok(None);
         }
         let nothing = self.calls.nothing();
-        let shown = self.show(&[], &[(0, &nothing)])?;
+        let shown = self.shown(&[], &[(0, &nothing)], broken)?;
         let mut rows = Vec::new();
         if let Some(show) = shown.rows[0] {
             rows.push(Row { group: 0, part: 0, value: Vec::new(), what: What::Show(show) });
         }
         rows.push(Row { group: 0, part: 1, value: Vec::new(), what: What::State(stored(&nothing)) });
-        Ok(Some(self.writes(&[], &rows, &shown)))
+        let broken = i64::from(shown.broken[0]);
+        Ok(Some(Folded { writes: self.writes(&[], &rows, &shown), broken }))
     }
 
     /// What is to be written where `delta`, of whatever leg, comes to the view. The groups that it has are read from `groups`.
@@ -207,14 +238,42 @@ impl Fold {
     ///
     /// # Panics
     /// If more rows would go than there are: a delta was added twice, or not at all.
-    pub async fn apply(&self, delta: &RecordBatch, groups: &dyn Groups) -> Result<Result<Writes, Failure>> {
+    pub async fn apply(
+        &self,
+        delta: &RecordBatch,
+        groups: &dyn Groups,
+        broken: Broken,
+    ) -> Result<Result<Folded, Failure>> {
         let mut touched = self.decode(delta)?;
         self.read(&mut touched, groups).await?;
         let mut news: Vec<State> = Vec::with_capacity(touched.len());
         for (key, group) in &touched {
             news.push(self.add(key, group, groups).await?);
         }
-        Ok(self.write(&delta.columns()[..self.groups.len()], &touched, &news))
+        Ok(self.write(&delta.columns()[..self.groups.len()], &touched, &news, broken))
+    }
+
+    /// Why one of these groups cannot be shown; none: all can. `states` are rows of part 1 with the columns of GROUP BY, then
+    /// [`STATE`](columns::STATE).
+    pub fn first_broken(&self, states: &RecordBatch) -> Result<Option<Failure>> {
+        let (cells, column) = states.columns().split_at(self.groups.len());
+        let [column] = column else { return Err(self.damaged(&Key::default())) };
+        let column = column.as_binary::<i32>();
+        let state = |row: usize| {
+            let state = column.is_valid(row).then(|| self.calls.read_state(column.value(row))).flatten();
+            state.ok_or_else(|| self.damaged(&Key::default()))
+        };
+        let states = (0..column.len()).map(state).collect::<Result<Vec<_>>>()?;
+        let states: Vec<(u32, &State)> = (0..).zip(&states).collect();
+        Ok(self.show(cells, &states).err())
+    }
+
+    /// The names of the columns of GROUP BY.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        (0..self.groups.len()).map(|group| {
+            let at = self.made.iter().position(|made| *made == Made::Group(group)).expect("each is in the row key");
+            self.schema.field(at).name().as_str()
+        })
     }
 
     /// The groups of a delta, by the encoded cells of GROUP BY.
@@ -357,15 +416,24 @@ impl Fold {
     }
 
     /// The rows to write where the groups' states become `news`.
-    fn write(&self, cells: &[ArrayRef], touched: &BTreeMap<Key, Touched>, news: &[State]) -> Result<Writes, Failure> {
+    fn write(
+        &self,
+        cells: &[ArrayRef],
+        touched: &BTreeMap<Key, Touched>,
+        news: &[State],
+        broken: Broken,
+    ) -> Result<Folded, Failure> {
         let stays = |state: &State| state.rows > 0 || self.is_global();
         let olds = touched.values().filter_map(|group| Some((group.row, group.old.as_ref()?)));
         let rows = touched.values().map(|group| group.row);
         let states = olds.chain(rows.zip(news).filter(|(_, new)| stays(new)));
-        let shown = self.show(cells, &states.collect::<Vec<_>>())?;
+        let shown = self.shown(cells, &states.collect::<Vec<_>>(), broken)?;
         let same: Vec<_> = shown.columns.iter().map(comparator).collect();
 
-        let (befores, afters) = shown.rows.split_at(touched.values().filter(|group| group.old.is_some()).count());
+        let olds = touched.values().filter(|group| group.old.is_some()).count();
+        let count = |broken: &[bool]| broken.iter().filter(|broken| **broken).count() as i64;
+        let broken = count(&shown.broken[olds..]) - count(&shown.broken[..olds]);
+        let (befores, afters) = shown.rows.split_at(olds);
         let (mut befores, mut afters) = (befores.iter().copied(), afters.iter().copied());
         let mut rows = Vec::new();
         for (group, new) in touched.values().zip(news) {
@@ -395,7 +463,27 @@ impl Fold {
                 }
             }
         }
-        Ok(self.writes(cells, &rows, &shown))
+        Ok(Folded { writes: self.writes(cells, &rows, &shown), broken })
+    }
+
+    /// What states show; those that are broken show nothing, unless that is an error.
+    fn shown(&self, cells: &[ArrayRef], states: &[(u32, &State)], broken: Broken) -> Result<Shown, Failure> {
+        let failure = match self.show(cells, states) {
+            Ok(shown) => return Ok(shown),
+            Err(failure) => failure,
+        };
+        if broken == Broken::Fails {
+            return Err(failure);
+        }
+        // Whether a state can be shown does not depend on those beside it.
+        let broken: Vec<bool> =
+            states.iter().map(|state| self.show(cells, std::slice::from_ref(state)).is_err()).collect();
+        let sound = states.iter().zip(&broken).filter(|(_, broken)| !**broken).map(|(state, _)| *state);
+        let shown = self.show(cells, &sound.collect::<Vec<_>>())?;
+        let mut rows = shown.rows.into_iter();
+        let rows =
+            broken.iter().map(|broken| if *broken { None } else { rows.next().expect("one for each") }).collect();
+        Ok(Shown { rows, broken, columns: shown.columns })
     }
 
     /// What states show. Beside each stands the row of `cells`, those of the columns of GROUP BY, that is its group.
@@ -428,7 +516,7 @@ impl Fold {
         let results = pick(&results, &UInt32Array::from(shown.clone()));
         let named = |row: usize| named(shown[row] as usize);
         let columns = self.outputs.iter().map(|output| output.column(&results, &named)).collect::<Result<_, _>>()?;
-        Ok(Shown { rows, columns })
+        Ok(Shown { rows, broken: vec![false; states.len()], columns })
     }
 
     fn writes(&self, groups: &[ArrayRef], rows: &[Row], shown: &Shown) -> Writes {

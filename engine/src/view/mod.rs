@@ -26,7 +26,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 
 pub use exact::ExactSum;
-pub use fold::{Fold, Groups, Writes};
+pub use fold::{Broken, Fold, Folded, Groups, Writes};
 pub use leg::{Delta, Leg};
 
 use crate::error::{Error, Invalid, Result};
@@ -120,8 +120,8 @@ impl Program {
 
     /// The rows that are there before any row of a feeder is: the state of a view without GROUP BY, and the row that it shows, if
     /// HAVING lets it.
-    pub fn initial(&self) -> Result<Option<Writes>, Failure> {
-        self.fold.as_ref().map_or(Ok(None), Fold::initial)
+    pub fn initial(&self, broken: Broken) -> Result<Option<Folded>, Failure> {
+        self.fold.as_ref().map_or(Ok(None), |fold| fold.initial(broken))
     }
 }
 

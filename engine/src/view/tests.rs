@@ -1,6 +1,8 @@
 //! Golden scripts: `testscripts/operator/*`. Rows of a feeder go in, rows of a view come out. The views: `tests/programs.rs`.
 //!
-//! - `view NAME`: begins anew with that view, and prints its query
+//! - `view NAME [filling]`: begins anew with that view, and prints its query; while it is filled, groups that cannot be shown are
+//!   hidden
+//! - `broken`: how many are, and why the first cannot; `ready`: from now on that is an error
 //! - `> + COLUMN=VALUE ..` and `> - COLUMN=VALUE ..`: a row of the table `t` that is there from now on, or no more; what is not
 //!   named is NULL
 //! - `absorb N`: takes the next N changes as one delta, or as one of each leg
@@ -25,6 +27,7 @@ use futures::executor::block_on;
 use goldenscript::{Block, Command, Context};
 
 use super::*;
+use crate::meta::catalog::columns;
 use crate::types::{ColumnType, Key, Op, Sequence, Value, decode_batch, encode_batch, encode_key, encode_keys};
 use programs::{FEEDER, View, view};
 
@@ -39,6 +42,15 @@ struct Store {
     rows: BTreeMap<Key, Vec<Value>>,
     /// How many changes are in them.
     position: usize,
+    /// Groups that have no row because it cannot be computed.
+    broken: i64,
+    is_filling: bool,
+}
+
+impl Store {
+    fn on_failure(&self) -> Broken {
+        if self.is_filling { Broken::Hidden } else { Broken::Fails }
+    }
 }
 
 /// A change of a row of `t`.
@@ -52,9 +64,14 @@ struct Change {
 impl View {
     /// A store with what is there before any row is.
     fn store(&self) -> Result<Store, Failure> {
-        let mut store = Store::default();
-        if let Some(Writes { rows, ops }) = self.program.initial()? {
+        self.store_of(false)
+    }
+
+    fn store_of(&self, is_filling: bool) -> Result<Store, Failure> {
+        let mut store = Store { is_filling, ..Store::default() };
+        if let Some(Folded { writes: Writes { rows, ops }, broken }) = self.program.initial(store.on_failure())? {
             self.write(&mut store, &rows, &ops);
+            store.broken += broken;
         }
         Ok(store)
     }
@@ -69,8 +86,9 @@ impl View {
                 None => self.write(&mut next, &rows, &ops),
                 Some(fold) => {
                     let groups = Stored { view: self, store: &next };
-                    let Writes { rows, ops } = block_on(fold.apply(&rows, &groups)).unwrap()?;
-                    self.write(&mut next, &rows, &ops);
+                    let Folded { writes, broken } = block_on(fold.apply(&rows, &groups, next.on_failure())).unwrap()?;
+                    self.write(&mut next, &writes.rows, &writes.ops);
+                    next.broken += broken;
                 }
             }
         }
@@ -198,7 +216,8 @@ impl goldenscript::Runner for Script {
                 let view = view(&self.name);
                 let query = view.query.to_string();
                 *self = Script { name: self.name.clone(), ..Script::default() };
-                self.store = view.store().map_err(|failure| failure.message)?;
+                let is_filling = args.next_pos().is_some_and(|arg| arg == "filling");
+                self.store = view.store_of(is_filling).map_err(|failure| failure.message)?;
                 self.view = Some(view);
                 query
             }
@@ -212,6 +231,27 @@ impl goldenscript::Runner for Script {
             }
             "recover" => {
                 self.view = Some(view(&self.name));
+                String::new()
+            }
+            "broken" => {
+                let view = self.view.as_ref().ok_or("it crashed")?;
+                let fold = view.program.fold().ok_or("it has no groups")?;
+                let states = self.store.rows.values().filter(|row| view.part(row) == 1);
+                let names: Vec<&str> = fold.groups().collect();
+                let columns: Vec<(usize, &crate::types::Column)> =
+                    names.iter().chain([&columns::STATE]).filter_map(|name| view.schema.column(name)).collect();
+                let cells = |at: usize| states.clone().map(|row| row[at].clone()).collect::<Vec<_>>();
+                let arrays: Vec<(&str, ArrayRef)> = columns
+                    .iter()
+                    .map(|(at, column)| (column.name.as_str(), Value::to_array(&cells(*at), column.column_type)))
+                    .collect();
+                let rows = RecordBatch::try_from_iter(arrays).map_err(|err| err.to_string())?;
+                let first = fold.first_broken(&rows).map_err(|err| err.to_string())?;
+                assert_eq!(first.is_some(), self.store.broken > 0, "{first:?}");
+                first.map_or("0".to_string(), |first| format!("{}: {first}", self.store.broken))
+            }
+            "ready" => {
+                self.store.is_filling = false;
                 String::new()
             }
             "stored" => {
@@ -363,7 +403,8 @@ fn what_is_no_delta_of_the_view_is_an_error() {
     let store = global.store().unwrap();
     let apply = |delta: &RecordBatch| {
         let groups = Stored { view: &global, store: &store };
-        block_on(global.program.fold().unwrap().apply(delta, &groups)).map(|writes| writes.unwrap().ops.len())
+        block_on(global.program.fold().unwrap().apply(delta, &groups, Broken::Fails))
+            .map(|folded| folded.unwrap().writes.ops.len())
     };
     let rows = [change(1, "k=1 i=1")];
     let right = global.delta(0, &rows).unwrap().rows;
@@ -386,7 +427,7 @@ fn a_state_that_is_none_is_damage() {
     *state.last_mut().unwrap() = Value::Binary(vec![1]);
     let delta = global.delta(0, &[change(1, "k=1 i=1")]).unwrap().rows;
     let groups = Stored { view: &global, store: &store };
-    let err = block_on(global.program.fold().unwrap().apply(&delta, &groups)).unwrap_err();
+    let err = block_on(global.program.fold().unwrap().apply(&delta, &groups, Broken::Fails)).unwrap_err();
     assert_eq!(err.code(), "damaged");
 }
 

