@@ -21,6 +21,7 @@
 mod admin;
 mod change;
 mod check;
+mod checksum;
 mod deadline;
 mod index;
 mod insert;

@@ -16,7 +16,7 @@ use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus, ViewStatus}
 use crate::metrics::Sample;
 use crate::options::Options;
 use crate::region::request::{
-    IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanRequest, SstStatus,
+    Checksum, IndexStatus, LegStatus, Moment, PinStatus, PositionStatus, ReplicaStatus, ScanRequest, SstStatus,
 };
 use crate::server::message::{Request, Response};
 use crate::server::router::Router;
@@ -263,6 +263,31 @@ impl Routes {
             if !deadline.pause(&mut pauses).await {
                 let waiting_for = format!("{} of region {region} on {node} (last: {err})", request.kind().name());
                 return Err(Error::Deadline { waiting_for });
+            }
+        }
+    }
+
+    /// What a region has applied now.
+    pub async fn moment(&self, region: &RegionDef, deadline: Deadline) -> Result<Moment> {
+        match self.region(region, &Request::Moment { region: region.id }, deadline).await.result? {
+            Response::Moment(moment) => Ok(moment),
+            other => Err(mismatch(&other)),
+        }
+    }
+
+    /// The checksum of the replica of `region` on `node`. It may have to read much, so it gets the time that there is; but who is
+    /// away, or not there, is not waited for longer than for any answer.
+    pub async fn checksum(&self, region: RegionId, node: NodeId, at: Moment, deadline: Deadline) -> Result<Checksum> {
+        let mut pauses = self.options.pauses();
+        let patience = Deadline::after(self.within(deadline));
+        loop {
+            let err = match self.router.call(node, Request::Checksum { region, at }, deadline.left()).await {
+                Ok(Response::Checksum(checksum)) => return Ok(checksum),
+                Ok(other) => return Err(mismatch(&other)),
+                Err(err) => err,
+            };
+            if !err.is_retryable() || !patience.pause(&mut pauses).await {
+                return Err(err);
             }
         }
     }

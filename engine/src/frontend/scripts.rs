@@ -220,6 +220,7 @@ scripts! {
     admin
     alter
     alter_meets_writes
+    checksum
     conflicts
     create
     errors

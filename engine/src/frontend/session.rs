@@ -117,7 +117,7 @@ impl Session {
             Statement::DropIndex { name, table, if_exists } => self.drop_index(name, table, *if_exists, deadline).await,
             Statement::CheckView { name } => self.check_view(name, deadline).await,
             Statement::CheckIndex { name, table } => self.frontend.check_index(name, table, deadline).await,
-            Statement::Checksum { .. } => Err(unsupported("ADMIN CHECKSUM TABLE")),
+            Statement::Checksum { table } => self.frontend.checksum(table, deadline).await,
             Statement::AlterTable(alter) => {
                 let evaluator = self.frontend.planner().evaluator(self.frontend.shared.clock.now());
                 self.alter(&alter.name, deadline, |table| alter.resolve(&table.schema, &evaluator)).await

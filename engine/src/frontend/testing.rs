@@ -21,7 +21,8 @@ use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::metrics::Sample;
 use crate::options::Options;
 use crate::region::request::{
-    IndexCheck, IndexStatus, PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer, WriteRequest,
+    Checksum, IndexCheck, IndexStatus, Moment, PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer,
+    WriteRequest,
 };
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};
@@ -419,6 +420,25 @@ impl State {
                 self.check_leader(node, id)?;
                 let rows = self.regions[&id].rows.len() as u64;
                 Ok(Response::IndexChecked(IndexCheck { region: id, rows, missing: 0, extra: 0 }))
+            }
+            Request::Moment { region } => {
+                self.check_leader(node, region)?;
+                let (table, sequence) = (self.table(region)?, self.regions[&region].sequence);
+                let applied = Some(LogId { term: 1, index: sequence });
+                let schema_version = table.schema.version;
+                Ok(Response::Moment(Moment { applied, sequence: Sequence(sequence), schema_version }))
+            }
+            Request::Checksum { region, at } => {
+                let table = self.table(region)?;
+                check_version(&table, region, at.schema_version)?;
+                let visible = self.regions[&region].rows.values().filter_map(|versions| {
+                    let (_, row) = versions.iter().rev().find(|(sequence, _)| *sequence <= at.sequence.0)?;
+                    row.as_ref()
+                });
+                let rows: Vec<String> = visible.map(|row| format!("{row:?}")).collect();
+                let checksum = u64::from(crc32fast::hash(rows.join("|").as_bytes()));
+                let (replica, rows) = (ReplicaId(node.0), rows.len() as u64);
+                Ok(Response::Checksum(Checksum { replica, moment: at, rows, checksum }))
             }
             Request::Flush { region } | Request::Compact { region, .. } => {
                 self.table(region)?;

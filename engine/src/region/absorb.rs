@@ -154,7 +154,10 @@ impl Region {
             let what = format!("{broken} groups of the view cannot be computed of what it has by now");
             return Ok(self.finish(id, command, |_| encode_outcome(&Err(Error::Busy { what }))));
         }
-        let message = self.broken_group().await?;
+        let message = match self.broken_group().await {
+            Err(err) => return Err(self.until_mended(err).await),
+            Ok(message) => message,
+        };
         let reason = if broken == 1 { message } else { format!("{message}; so it is with {broken} groups") };
         Ok(self.apply_fill_state(id, command, Some(reason)))
     }

@@ -20,6 +20,7 @@ pub mod side;
 mod alter;
 mod apply;
 mod buffer;
+mod checksum;
 mod compact;
 mod damage;
 pub mod expire;

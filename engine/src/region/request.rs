@@ -287,6 +287,30 @@ pub struct Lent {
     pub files: Vec<(u64, u32)>,
 }
 
+/// What a replica of a region has applied: of it the checksums of all replicas are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The last entry.
+    pub applied: Option<LogId>,
+    /// The newest sequence.
+    pub sequence: Sequence,
+    /// The version of the schema.
+    pub schema_version: u64,
+}
+
+/// What a replica has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksum {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// When.
+    pub moment: Moment,
+    /// How many rows are visible then.
+    pub rows: u64,
+    /// Of all their cells, in the order of their keys.
+    pub checksum: u64,
+}
+
 /// A file of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SstStatus {

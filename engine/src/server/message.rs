@@ -9,8 +9,8 @@ use crate::meta::catalog::TableDef;
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::metrics::Sample;
 use crate::region::request::{
-    Absorb, IndexCheck, IndexStatus, LegStatus, Lent, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
-    SstStatus, Taken, WriteAnswer, WriteRequest,
+    Absorb, Checksum, IndexCheck, IndexStatus, LegStatus, Lent, Moment, PinStatus, PositionStatus, ReplicaStatus,
+    ScanAnswer, ScanRequest, SstStatus, Taken, WriteAnswer, WriteRequest,
 };
 use crate::types::{IndexId, LogId, NodeId, ProcedureId, RegionId, ReplicaId, Schema, Source, TableId, Timestamp};
 
@@ -256,6 +256,18 @@ pub enum Request {
         /// Of what this replica has; otherwise of what there is now, asked of the leader.
         here: bool,
     },
+    /// What a region has applied: asked of the leader, linearizably.
+    Moment {
+        /// The region.
+        region: RegionId,
+    },
+    /// The checksum of the region's replica on this node, when it has come that far.
+    Checksum {
+        /// The region.
+        region: RegionId,
+        /// Of when.
+        at: Moment,
+    },
 }
 
 /// What becomes of a view, at a region of a feeder or of the view itself.
@@ -358,6 +370,8 @@ pub enum Response {
     Indexes(Vec<IndexStatus>),
     /// To `CheckIndex`.
     IndexChecked(IndexCheck),
+    Moment(Moment),
+    Checksum(Checksum),
 }
 
 /// What a statement of a client of the real server gave.
@@ -415,6 +429,8 @@ pub enum Kind {
     CheckIndex = 37,
     Lend = 38,
     LentPiece = 39,
+    Moment = 40,
+    Checksum = 41,
 }
 
 impl Kind {
@@ -458,6 +474,8 @@ impl Kind {
         (Kind::CheckIndex, "check_index"),
         (Kind::Lend, "lend"),
         (Kind::LentPiece, "lent_piece"),
+        (Kind::Moment, "moment"),
+        (Kind::Checksum, "checksum"),
     ];
 
     /// The kind that is written as `byte`.
@@ -513,6 +531,8 @@ impl Request {
             Request::CheckIndex { .. } => Kind::CheckIndex,
             Request::Lend { .. } => Kind::Lend,
             Request::LentPiece { .. } => Kind::LentPiece,
+            Request::Moment { .. } => Kind::Moment,
+            Request::Checksum { .. } => Kind::Checksum,
         }
     }
 

@@ -403,6 +403,8 @@ impl Shared {
             Request::CheckIndex { region, index, here } => {
                 self.store()?.check_index(region, index, here).await.map(Response::IndexChecked)
             }
+            Request::Moment { region } => self.store()?.moment(region).await.map(Response::Moment),
+            Request::Checksum { region, at } => self.store()?.checksum(region, at).await.map(Response::Checksum),
             Request::Status { region } => self.store()?.status(region).map(Response::Status),
             Request::Files => Ok(Response::Files(self.store()?.files())),
             Request::Metrics => Ok(Response::Metrics(self.samples())),

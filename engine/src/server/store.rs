@@ -28,8 +28,8 @@ use crate::raft::{Group, Machine, Surroundings};
 use crate::region::command::{Command, decode_answer, decode_outcome};
 use crate::region::expire::Expiry;
 use crate::region::request::{
-    Absorb, IndexCheck, IndexStatus, LegStatus, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer, ScanRequest,
-    SstStatus, Taken, WriteAnswer, WriteRequest,
+    Absorb, Checksum, IndexCheck, IndexStatus, LegStatus, Moment, PinStatus, PositionStatus, ReplicaStatus, ScanAnswer,
+    ScanRequest, SstStatus, Taken, WriteAnswer, WriteRequest,
 };
 use crate::region::{Buffer, Region, ReplicaSpec};
 use crate::types::{Incarnation, IndexId, LogId, NodeId, RegionId, ReplicaId, Sequence};
@@ -591,6 +591,23 @@ impl Store {
             group.read_index().await?;
         }
         region.check_index(index).await
+    }
+
+    /// What a region that is led here has applied: all that was answered before.
+    pub async fn moment(&self, id: RegionId) -> Result<Moment> {
+        self.led(id)?;
+        let (group, region) = self.region(id)?;
+        group.read_index().await?;
+        Ok(region.moment())
+    }
+
+    /// The checksum of the replica of a region, whoever leads it, once it has applied what had been applied at that moment.
+    pub async fn checksum(&self, id: RegionId, at: Moment) -> Result<Checksum> {
+        let (group, region) = self.region(id)?;
+        if let Some(applied) = at.applied {
+            group.applied(applied).await?;
+        }
+        region.checksum(at).await
     }
 
     /// The replicas that views or indexes are filled from, whether they lead or not.

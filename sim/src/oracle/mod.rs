@@ -23,7 +23,7 @@ pub use fills::FillOracle;
 pub use images::DiskImageOracle;
 pub use indexes::IndexOracle;
 pub use raft::RaftOracle;
-pub use replicas::ReplicaOracle;
+pub use replicas::{ReplicaOracle, judge_checksums};
 pub use scans::{ScanOracle, Scanned};
 pub use views::ViewOracle;
 

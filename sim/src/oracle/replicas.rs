@@ -2,7 +2,8 @@
 //!
 //! Checks: at each apply of each replica, the entry, its outcome, the sequence and the digest of the replicated state
 //! equal those of the first replica that applied it; a write that was carried out gives its rows the next sequences of
-//! the region, one each, and nothing else moves them; a request id changes rows at most once.
+//! the region, one each, and nothing else moves them; a request id changes rows at most once. At calm, all replicas of a region
+//! say that they have the same rows.
 //!
 //! Does not check: that the digest covers what a scan returns (oracle 4b does), nor that the outcome was right
 //! (the client oracle does).
@@ -42,6 +43,27 @@ struct Applied {
     sequence: Sequence,
     digest: u64,
     by: ReplicaId,
+}
+
+/// What `ADMIN CHECKSUM TABLE` answered of `table`: the replicas of a region that say what they have have the same.
+pub fn judge_checksums(table: &str, rows: &[Vec<String>]) -> Result<(), Violation> {
+    // Region, replica, node, applied, sequence, rows, checksum, error.
+    let mut said: BTreeMap<&str, Vec<&[String]>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row[7] == "NULL") {
+        said.entry(&row[0]).or_default().push(row);
+    }
+    for replicas in said.into_values() {
+        if replicas.windows(2).any(|pair| pair[0][3..] != pair[1][3..]) {
+            let line =
+                |row: &&[String]| format!("replica {} on n{} has {} rows, checksum {}", row[1], row[2], row[5], row[6]);
+            let at =
+                format!("{table}, region {}, entry {}, sequence {}", replicas[0][0], replicas[0][3], replicas[0][4]);
+            let evidence = [at].into_iter().chain(replicas.iter().map(line)).collect();
+            let signature = "replicas of a region have other rows at the same entry".to_string();
+            return Err(Violation { oracle: NAME, signature, evidence });
+        }
+    }
+    Ok(())
 }
 
 impl Oracle for ReplicaOracle {
@@ -210,6 +232,22 @@ mod tests {
         hear(&mut oracle, &applied(2, 1, 1, 1, 5)).unwrap();
         assert_eq!(hear(&mut oracle, &applied(3, 1, 1, 1, 6)).unwrap_err(), "replicas differ at the same entry");
         assert_eq!(oracle.evaluations(), 3);
+    }
+
+    #[test]
+    fn other_rows_at_the_same_entry_are_seen() {
+        let row = |region: &str, replica: &str, checksum: &str, error: &str| {
+            [region, replica, "1", "7", "9", "2", checksum, error].map(str::to_string).to_vec()
+        };
+        let same = [row("1/0", "4", "aa", "NULL"), row("1/0", "5", "aa", "NULL"), row("1/1", "6", "bb", "NULL")];
+        judge_checksums("t", &same).unwrap();
+        let away =
+            [row("1/0", "4", "aa", "NULL"), row("1/0", "5", "NULL", "it is away"), row("1/0", "6", "aa", "NULL")];
+        judge_checksums("t", &away).unwrap();
+        let violation =
+            judge_checksums("t", &[row("1/0", "4", "aa", "NULL"), row("1/0", "5", "ab", "NULL")]).unwrap_err();
+        assert_eq!(violation.signature, "replicas of a region have other rows at the same entry");
+        assert_eq!(violation.evidence.len(), 3);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The clients of a run: sessions by name, statements and loads, and what the client oracle is told of their answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +23,8 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::hub::{Hub, now};
 use crate::cluster::Cluster;
-use crate::oracle::Violation;
 use crate::oracle::model::{Row, row_at};
+use crate::oracle::{Violation, judge_checksums};
 use crate::scenario::Load;
 use crate::scenario::sql_type::SqlType;
 
@@ -271,7 +271,26 @@ impl Clients {
             };
             self.fail_on(judged);
         }
-        self.compare_views().await
+        self.compare_views().await?;
+        self.compare_replicas().await
+    }
+
+    /// Has the replicas of each table and view say what they have.
+    async fn compare_replicas(&self) -> Result<()> {
+        let tables: BTreeSet<String> = self.hub.state().model.tables().map(|table| table.name.clone()).collect();
+        for name in tables {
+            let rows =
+                match self.execute("oracle", &format!("ADMIN CHECKSUM TABLE {name}"), Duration::from_secs(60)).await {
+                    Ok(Output::Rows { batches, .. }) => as_text(&batches),
+                    // Dropped.
+                    Err(err) if err.code() == "unknown_table" => continue,
+                    Ok(_) => return Err(Error::Stopped),
+                    Err(err) => return Err(err),
+                };
+            let rows = rows.map_err(|err| Error::Unknown { message: err.to_string() })?;
+            self.fail_on(judge_checksums(&name, &rows));
+        }
+        Ok(())
     }
 
     /// Reads each view that may be read whole, and holds it against the model.

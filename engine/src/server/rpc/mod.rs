@@ -94,6 +94,8 @@ impl Lane {
             | Kind::Positions
             | Kind::Indexes
             | Kind::CheckIndex
+            | Kind::Moment
+            | Kind::Checksum
             | Kind::Meta => Lane::Request,
         }
     }
