@@ -1,5 +1,6 @@
 //! SELECT and EXPLAIN.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use super::deadline::Deadline;
 use super::scan::{RegionScan, RegionTable};
 use super::{Frontend, Output};
 use crate::error::{Error, Invalid, Result};
-use crate::sql::{Insert, Planner, Source, Statement, TARGET, Tables, invalid};
+use crate::meta::catalog;
+use crate::sql::{Insert, Planner, Source, Statement, TARGET, Tables, explain_view, invalid};
 
 impl Frontend {
     /// The rows of `query`, those of now or, where `staleness` is not 0, perhaps those of so long ago.
@@ -121,6 +123,12 @@ impl Frontend {
         let mut extra = Tables::new();
         let resolved;
         let query = match statement {
+            Statement::CreateView(view) => {
+                let catalog::CreateTable { schema, partition, view, .. } = self.resolve_view(view, deadline).await?;
+                let view = view.as_deref().map(|view| explain_view(view, &schema, &partition));
+                let lines = view.transpose()?.map(|text| ("view_plan".to_string(), text));
+                return explained(&lines.into_iter().collect::<Vec<_>>());
+            }
             Statement::Query(query) => query.as_ref(),
             Statement::Insert(Insert { source: Source::Query(query), .. }) => query.as_ref(),
             Statement::Change(change) => {
@@ -151,16 +159,29 @@ impl Frontend {
                 Ok(TreeNodeRecursion::Continue)
             })
             .map_err(invalid)?;
-        let schema = Arc::new(ArrowSchema::new(vec![
-            Field::new("plan_type", DataType::Utf8, false),
-            Field::new("plan", DataType::Utf8, false),
-        ]));
-        let kinds = StringArray::from_iter_values(lines.iter().map(|(kind, _)| kind));
-        let texts = StringArray::from_iter_values(lines.iter().map(|(_, text)| text));
-        let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(kinds), Arc::new(texts)])
-            .map_err(|err| invalid(err.into()))?;
-        Ok(Output::Rows { schema, batches: vec![batch] })
+        let names: BTreeSet<String> = Planner::tables(query)?.into_iter().collect();
+        for name in
+            names.into_iter().filter(|name| tables.contains_key(name) && name != TARGET && !name.starts_with("sys."))
+        {
+            let Ok(table) = self.routes().table(&name, deadline).await else { continue };
+            if let Some(view) = &table.view {
+                lines.push((format!("view {name}"), explain_view(view, &table.schema, &table.partition)?));
+            }
+        }
+        explained(&lines)
     }
+}
+
+fn explained(lines: &[(String, String)]) -> Result<Output> {
+    let schema = Arc::new(ArrowSchema::new(vec![
+        Field::new("plan_type", DataType::Utf8, false),
+        Field::new("plan", DataType::Utf8, false),
+    ]));
+    let kinds = StringArray::from_iter_values(lines.iter().map(|(kind, _)| kind));
+    let texts = StringArray::from_iter_values(lines.iter().map(|(_, text)| text));
+    let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(kinds), Arc::new(texts)])
+        .map_err(|err| invalid(err.into()))?;
+    Ok(Output::Rows { schema, batches: vec![batch] })
 }
 
 /// Memory of the cells. (Not of the arrays that they are slices of: several batches may share one.)

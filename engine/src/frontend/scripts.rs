@@ -225,6 +225,7 @@ scripts! {
     create
     errors
     explain
+    explain_views
     indexes
     insert
     merge_modes

@@ -17,7 +17,7 @@ use super::route::mismatch;
 use super::system::{batch, texts};
 use super::{Frontend, Output, Session};
 use crate::error::{Error, Invalid, Result};
-use crate::meta::catalog::{RegionDef, TableDef};
+use crate::meta::catalog::{CreateTable, RegionDef, TableDef};
 use crate::meta::request::{Control, MetaAnswer, MetaRequest, ViewStatus};
 use crate::region::request::{LegStatus, PositionStatus};
 use crate::sql::{CreateView, JobVerb};
@@ -25,12 +25,7 @@ use crate::types::{ProcedureId, RegionId};
 
 impl Session {
     pub(super) async fn create_view(&self, view: &CreateView, deadline: Deadline) -> Result<Output> {
-        let mut feeders = BTreeMap::new();
-        for name in view.feeders()? {
-            let table = self.frontend().routes().table(&name, deadline).await?;
-            feeders.insert(name, table);
-        }
-        let table = view.resolve(&feeders, &self.evaluator())?;
+        let table = self.frontend().resolve_view(view, deadline).await?;
         let open = self.begin(deadline).await?;
         let request = MetaRequest::CreateTable { table, request: open.name() };
         match self.meta(request, deadline).await? {
@@ -195,6 +190,17 @@ impl Fill {
 }
 
 impl Frontend {
+    /// What meta would be asked to create.
+    pub(super) async fn resolve_view(&self, view: &CreateView, deadline: Deadline) -> Result<CreateTable> {
+        let mut feeders = BTreeMap::new();
+        for name in view.feeders()? {
+            let table = self.routes().table(&name, deadline).await?;
+            feeders.insert(name, table);
+        }
+        let now = self.shared.clock.now();
+        view.resolve(&feeders, &self.planner().evaluator(now))
+    }
+
     /// The views with what is known of their fills.
     async fn fills(&self, deadline: Deadline) -> Result<Vec<Fill>> {
         let views = self.routes().views(deadline).await?;

@@ -42,7 +42,9 @@ pub use parser::parse;
 pub use planner::{Evaluator, Planner, TARGET, Tables};
 pub use setting::Setting;
 pub use values::{Values, for_column, is_default};
-pub use view::{AggregatePlan, Call, CreateView, Function, LegPlan, ViewPlan, plan as view_plan};
+pub use view::{
+    AggregatePlan, Call, CreateView, Function, LegPlan, ViewPlan, explain as explain_view, plan as view_plan,
+};
 
 /// One statement, as written: names are folded (an unquoted one to lower case), nothing is looked up.
 #[derive(Clone, Debug)]
@@ -107,7 +109,7 @@ pub enum Statement {
     Change(Box<Change>),
     /// `SELECT ..`, `VALUES ..`, `WITH .. SELECT ..`
     Query(Box<ast::Query>),
-    /// `EXPLAIN ..` of a statement that reads.
+    /// `EXPLAIN ..` of a statement that reads, or creates what reads.
     Explain(Box<Statement>),
     /// `SET name = value`, for the session
     Set(Setting),

@@ -209,9 +209,10 @@ fn statement(parser: &mut Parser) -> Result<Statement> {
                 Statement::Insert(Insert { source: Source::Values(_), .. }) => {
                     Err(unsupported("EXPLAIN of INSERT .. VALUES", "it reads nothing"))
                 }
-                inner @ (Statement::Query(_) | Statement::Change(_) | Statement::Insert(_)) => {
-                    Ok(Statement::Explain(Box::new(inner)))
-                }
+                inner @ (Statement::Query(_)
+                | Statement::Change(_)
+                | Statement::Insert(_)
+                | Statement::CreateView(_)) => Ok(Statement::Explain(Box::new(inner))),
                 _ => Err(unsupported("EXPLAIN of a statement that reads no table", "")),
             }
         }

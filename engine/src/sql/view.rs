@@ -3,6 +3,7 @@
 //! The plan is made from the definition in the catalog ([`plan`]), on every node and after every restart, and is the same each
 //! time: it depends on the text of the query and the columns of its feeders as they were at CREATE, on no catalog, clock or option.
 
+mod explain;
 mod plan;
 mod resolve;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use datafusion::logical_expr::Expr;
 
 use crate::types::ColumnType;
 
+pub use explain::explain;
 pub use plan::plan;
 pub use resolve::CreateView;
 
