@@ -21,8 +21,8 @@ use crate::meta::request::{MetaAnswer, MetaRequest, ProcedureStatus};
 use crate::metrics::Sample;
 use crate::options::Options;
 use crate::region::request::{
-    Checksum, IndexCheck, IndexStatus, Moment, PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus, WriteAnswer,
-    WriteRequest,
+    Checksum, IndexCheck, IndexStatus, Moment, PinStatus, ReplicaStatus, ScanAnswer, ScanRequest, SstStatus,
+    WriteAnswer, WriteRequest,
 };
 use crate::server::message::{Request, Response};
 use crate::server::router::{Remote, Router};

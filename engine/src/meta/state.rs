@@ -831,6 +831,7 @@ impl MetaState {
             Next::Entered(state) => {
                 procedure.state = state;
                 let procedure = procedure.clone();
+                reached.push(procedure.reached(procedure.state.step()));
                 self.decide(&procedure);
                 if procedure.state.open() == 0 {
                     reached.push(procedure.reached(procedure.state.end()));
@@ -841,8 +842,8 @@ impl MetaState {
                 }
             }
             Next::Ended => {
-                reached.push(procedure.reached(procedure.state.step()));
                 let procedure = procedure.clone();
+                reached.push(procedure.reached(procedure.state.end()));
                 if !procedure.state.is_decided() {
                     self.decide(&procedure);
                 }
@@ -859,7 +860,6 @@ impl MetaState {
                 }
                 self.end(id);
             }
-                reached.push(procedure.reached(procedure.state.end()));
         }
         Outcome::Advanced { reached }
     }
@@ -1118,8 +1118,15 @@ impl MetaState {
             assert!(procedure.state.open() > 0, "{procedure:?} has nothing to do");
             let of_rows = procedure.state.is_of_rows();
             let is_indexing = matches!(procedure.state, ProcedureState::Indexing { .. });
+            let of_view = match &procedure.state {
+                ProcedureState::View(work) => Some(&work.doing),
+                _ => None,
+            };
+            let is_dropped = |doing: &Doing| matches!(doing, Doing::Detaching(Then::Drop));
+            let keeps_view = of_view.is_some_and(|doing| !is_dropped(doing));
             let lock = match (procedure.state.moves(), of_rows) {
-                (None, false) if is_indexing => None,
+                // Nothing else has to wait for a fill, or for a backfill.
+                (None, false) if keeps_view || is_indexing => None,
                 (Some(of), _) => Some(Lock::Members(of.region)).filter(|_| !procedure.state.is_decided()),
                 (None, true) => Some(Lock::Rows(procedure.subject.id())),
                 (None, false) => Some(Lock::Table(procedure.subject.id())),
@@ -1149,11 +1156,15 @@ impl MetaState {
                 assert!(answer.is_none_or(|answer| answer == Some(&Answer::Running(*id))), "nobody will be answered");
             }
             let of_members = procedure.state.moves().is_some();
-            let is_visible =
-                of_rows || of_members || is_indexing || matches!(procedure.state, ProcedureState::Published { .. });
+            let is_visible = of_rows
+                || of_members
+                || keeps_view
+                || is_indexing
+                || matches!(procedure.state, ProcedureState::Published { .. });
             assert_eq!(self.tables.contains_key(&procedure.subject.id()), is_visible, "visible too early or too long");
         }
         assert_eq!(self.locks, locks, "a lock without its procedure, or a procedure without its lock");
+        self.check_views();
         for statement in self.statements.values() {
             if let Answer::Running(id) = &statement.answer {
                 assert!(self.procedures.contains_key(id), "{statement:?} waits for ever");
@@ -1164,6 +1175,36 @@ impl MetaState {
         for region in tables.flat_map(|table| &table.regions) {
             assert!(region.replicas.keys().all(|replica| *replica < self.next.replica), "will be given out again");
             assert!(region.id.table() < self.next.table);
+        }
+    }
+
+    fn check_views(&self) {
+        let of_tables = self.tables.values().filter(|table| table.view.is_some()).map(|table| table.id);
+        assert!(of_tables.eq(self.views.keys().copied()), "a view that nothing is known of, or the other way round");
+        for (id, view) in &self.views {
+            let legs = self.tables[id].view.iter().flat_map(|view| &view.legs);
+            assert!(legs.clone().all(|leg| self.tables.contains_key(&leg.feeder)), "what it reads is gone");
+            let works = self.procedures.values().filter(|procedure| procedure.subject.id() == *id);
+            let works = works.filter_map(|procedure| match &procedure.state {
+                ProcedureState::View(work) => Some((procedure.id, work)),
+                _ => None,
+            });
+            let fills: Vec<ProcedureId> =
+                works.clone().filter(|(_, work)| work.kind() == "fill_view").map(|(id, _)| id).collect();
+            let wanted: &[ProcedureId] = if view.state == ViewState::Filling { &[view.job] } else { &[] };
+            assert_eq!(fills, wanted, "a view that is filled by nobody, or by several, or without need");
+            let fails = works.filter(|(_, work)| work.kind() == "fail_view").count();
+            assert!(fails == 0 || (fails == 1 && matches!(view.state, ViewState::Failed(_))));
+        }
+        for procedure in self.procedures.values() {
+            let ProcedureState::View(work) = &procedure.state else { continue };
+            for feeder in &work.feeders {
+                let table = self.tables.get(&feeder.region.id.table()).expect("a region of a table that is there");
+                assert!(table.regions.contains(&feeder.region), "asks replicas that are none any more");
+            }
+            let regions = procedure.subject.regions().iter().map(|region| region.id);
+            let known: BTreeSet<RegionId> = regions.chain(work.feeders.iter().map(|feeder| feeder.region.id)).collect();
+            assert!(work.open.is_subset(&known), "nobody is asked about it");
         }
     }
 

@@ -1,5 +1,7 @@
 //! A replica of a region by itself: what is applied to it is what a test says.
 
+mod views;
+
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -601,4 +603,36 @@ async fn who_is_alone_with_a_damaged_file_reads_the_others() {
     let other = Predicate { column: "a".into(), condition: Condition::Eq(Value::Int(2)) };
     let other = request::ScanRequest { schema_version: 1, predicates: vec![other], ..request::ScanRequest::default() };
     assert_eq!(region.scan(other).await.unwrap().rows, 1);
+}
+
+/// Rows count as they are visible at a moment, in whatever files they are.
+#[tokio::test]
+async fn replicas_with_the_same_rows_have_the_same_checksum() {
+    let disk = MemoryDisk::default();
+    let (first, second) = (replica(&disk, 1).await, replica(&disk, 2).await);
+    for (index, values) in [[1, 2], [3, 2], [4, 1]].iter().enumerate() {
+        put(&first, index as u64 + 1, values).await;
+        put(&second, index as u64 + 1, values).await;
+        first.flush().await.unwrap();
+    }
+    first.compact(false).await.unwrap();
+    let moment = second.moment();
+    assert_eq!((moment, moment.sequence, moment.applied.map(|id| id.index)), (first.moment(), Sequence(6), Some(3)));
+    let [one, other] = [first.checksum(moment).await.unwrap(), second.checksum(moment).await.unwrap()];
+    assert_eq!((one.rows, one.rows, one.checksum), (4, other.rows, other.checksum));
+
+    // What comes later is another moment, and the one before stays what it was.
+    put(&first, 4, &[5]).await;
+    assert_eq!(first.checksum(moment).await.unwrap().checksum, one.checksum);
+    assert_eq!(second.checksum(first.moment()).await.unwrap_err().code(), "busy", "it has not come that far");
+    put(&second, 4, &[6]).await;
+    let [one, other] = [first.checksum(first.moment()).await.unwrap(), second.checksum(first.moment()).await.unwrap()];
+    assert_eq!((one.rows, other.rows), (5, 5));
+    assert_ne!(one.checksum, other.checksum);
+
+    truncate(&first, 5, 7).await;
+    assert_eq!(first.checksum(moment).await.unwrap_err().code(), "too_old");
+    let altered = request::Moment { schema_version: 2, ..second.moment() };
+    assert_eq!(second.checksum(altered).await.unwrap_err().code(), "schema_changed");
+    assert_eq!(first.checksum(first.moment()).await.unwrap().rows, 0);
 }

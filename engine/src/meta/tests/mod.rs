@@ -4,7 +4,7 @@ mod cluster;
 mod property;
 mod script;
 
-use super::catalog::{CreateTable, PartitionRule};
+use super::catalog::{CreateTable, LegDef, PartitionRule, TableDef, ViewDef};
 use super::{Command, Limits};
 use crate::types::{Alteration, Column, ColumnId, ColumnType, NodeId, Place, ReplicaId, Schema, SessionId, Value};
 
@@ -38,6 +38,20 @@ pub(crate) fn table(name: &str, regions: u32) -> CreateTable {
         if_not_exists: false,
         view: None,
     }
+}
+
+/// A view with one column, in `regions` hashed regions; a scan of each of `feeders`.
+pub(crate) fn view(name: &str, regions: u32, feeders: &[&TableDef]) -> CreateTable {
+    let leg = |feeder: &&TableDef| LegDef {
+        feeder: feeder.id,
+        name: feeder.name.clone(),
+        schema: feeder.schema.clone(),
+        uses: [ColumnId(1)].into(),
+    };
+    let query = "SELECT id FROM ..".to_string();
+    let legs = feeders.iter().map(leg).collect();
+    let view = ViewDef { query, legs, chunk_rows: None, rate_limit: None };
+    CreateTable { view: Some(Box::new(view)), ..table(name, regions) }
 }
 
 /// A column that is added to such a table.

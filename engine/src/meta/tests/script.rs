@@ -3,14 +3,19 @@
 //!
 //! - `bootstrap nodes=N [results=N] [regions=N]`, `session`
 //! - `create NAME by=SESSION.STATEMENT [regions=N] [replicas=N] [if_not_exists]`
-//! - `drop NAME by=SESSION.STATEMENT [if_exists]`
+//! - `view NAME of=NAME/NAME .. by=SESSION.STATEMENT [regions=N]`: creates a materialized view
+//! - `drop NAME by=SESSION.STATEMENT [if_exists] [view] [cascade]`
+//! - `refill NAME by=SESSION.STATEMENT`
+//! - `control JOB (pause | resume | cancel | rate [rate=N]) by=SESSION.STATEMENT`
+//! - `fail TABLE REASON`: whoever fills that view says so
+//! - `clock MS`: of the leader that proposes from now on
 //! - `truncate NAME by=SESSION.STATEMENT`
 //! - `alter NAME version=N [table=ID] (add=COLUMN | drop=COLUMN | rename=COLUMN:NAME | index=NAME:COLUMN | unindex=NAME)
 //!   by=SESSION.STATEMENT`
 //! - `job PROCEDURE (pause | resume | cancel | N) by=SESSION.STATEMENT`: what is wanted of the filling of an index or view
 //! - `move NAME REGION from=NODE to=NODE by=SESSION.STATEMENT`
 //! - `repair REGION from=NODE among=N,N ..`, a region as `t1/0`
-//! - `advance PROCEDURE (all | refused | given_up | r1 r2 .. | REGION ..) [from=STEP] [term=TERM]`: that took effect
+//! - `advance PROCEDURE (all | refused | given_up | r1 r2 .. | REGION .. | t1/0 ..) [from=STEP] [term=TERM]`: that took effect
 //! - `asks PROCEDURE [attempt=N]`: what its runner asks of which node
 //! - `restart`: the log is replayed from nothing, and a snapshot taken and restored
 //! - `show`: everything
@@ -21,14 +26,14 @@ use std::fmt::Write as _;
 
 use goldenscript::{ArgumentConsumer, Context};
 
-use super::{added, bootstrap_with, table};
+use super::{added, bootstrap_with, table, view};
 use crate::error::{Error, Invalid};
 use crate::meta::catalog::{RegionDef, TableDef};
 use crate::meta::request::Control;
 use crate::meta::{
-    Answer, Command, Decision, Entry, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Target,
+    Answer, Command, Decision, Entry, Limits, MetaState, Outcome, Procedure, ProcedureState, Progress, Reached, Target,
 };
-use crate::server::message::{Replacement, Request};
+use crate::server::message::{Replacement, Request, ViewChange};
 use crate::types::{Alteration, NodeId, ProcedureId, RegionId, ReplicaId, SessionId, TableId, Timestamp};
 
 #[test]
@@ -69,9 +74,45 @@ impl goldenscript::Runner for Script {
             "drop" => {
                 let name = args.next_pos().ok_or("drop what?")?.to_string();
                 let request = request(&mut args)?;
-                let if_exists = flag(&mut args, "if_exists");
-                let (is_view, cascade) = (flag(&mut args, "view"), flag(&mut args, "cascade"));
+                let given: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
+                let has = |flag: &str| given.contains(&flag);
+                let (if_exists, is_view, cascade) = (has("if_exists"), has("view"), has("cascade"));
                 self.apply(Command::StartDrop { name, if_exists, is_view, cascade, request })
+            }
+            "view" => {
+                let name = args.next_pos().ok_or("view what?")?;
+                let feeders = args.take_key("of").ok_or("of=NAME/NAME?")?.split('/');
+                let feeders: Option<Vec<&TableDef>> = feeders.map(|name| self.state.table(name)).collect();
+                let regions = u32::try_from(number(&mut args, "regions")?.unwrap_or(1))?;
+                let table = view(name, regions, &feeders.ok_or("there is no such feeder")?);
+                let request = request(&mut args)?;
+                self.apply(Command::StartCreate { table: Box::new(table), request })
+            }
+            "refill" => {
+                let name = args.next_pos().ok_or("refill what?")?.to_string();
+                let request = request(&mut args)?;
+                self.apply(Command::StartRefill { name, request })
+            }
+            "control" => {
+                let job = procedure(&mut args)?;
+                let control = match args.next_pos() {
+                    Some("pause") => Control::Pause,
+                    Some("resume") => Control::Resume,
+                    Some("cancel") => Control::Cancel,
+                    Some("rate") => Control::RateLimit(number(&mut args, "rate")?),
+                    _ => return Err("pause, resume, cancel or rate?".into()),
+                };
+                let request = request(&mut args)?;
+                self.apply(Command::StartControl { job, control, request })
+            }
+            "fail" => {
+                let view = args.next_pos().and_then(|id| id.strip_prefix('t')).ok_or("which view?")?;
+                let (view, reason) = (TableId(view.parse()?), args.next_pos().ok_or("why?")?.to_string());
+                self.apply(Command::StartFail { view, reason })
+            }
+            "clock" => {
+                self.clock = Timestamp(args.next_pos().ok_or("when?")?.parse()?);
+                String::new()
             }
             "truncate" => {
                 let name = args.next_pos().ok_or("truncate what?")?.to_string();
@@ -237,9 +278,13 @@ fn progress(known: Option<&Procedure>, done: &[&str]) -> Result<Progress, Box<dy
         return Ok(Progress::Replicas(replicas?));
     }
     let known = known.ok_or("it has ended: no regions")?;
-    let regions: Result<_, _> =
-        done.iter().map(|name| name.parse().map(|n| RegionId::new(known.subject.id(), n))).collect();
-    Ok(Progress::Regions(regions?))
+    let region = |name: &&str| -> Result<RegionId, std::num::ParseIntError> {
+        match name.strip_prefix('t').and_then(|name| name.split_once('/')) {
+            Some((table, number)) => Ok(RegionId::new(TableId(table.parse()?), number.parse()?)),
+            None => Ok(RegionId::new(known.subject.id(), name.parse()?)),
+        }
+    };
+    Ok(Progress::Regions(done.iter().map(region).collect::<Result<_, _>>()?))
 }
 
 fn shown_request(request: &Request) -> String {
@@ -273,6 +318,14 @@ fn shown_request(request: &Request) -> String {
         Request::RemoveLearner { region, change, by } => {
             format!("do not add {} to {region} ({} step {})", shown_change(change), by.procedure, by.step)
         }
+        Request::View { region, change, by } => {
+            let what = match change {
+                ViewChange::Attach { legs, view } => format!("attach legs {legs:?} of {}", view.id),
+                other => format!("{other:?}"),
+            };
+            format!("tell {region}: {what} ({} step {} term {})", by.procedure, by.step, by.term)
+        }
+        Request::Legs { region } => format!("how far are the legs of {region}?"),
         Request::Status { region: Some(region) } => format!("who leads {region}?"),
         other => format!("{other:?}"),
     }
@@ -287,19 +340,29 @@ fn shown_change(change: &Replacement) -> String {
 fn shown_outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Session(session) => format!("session {session}"),
-        Outcome::Started { procedure, step } => format!("started {procedure}: {}", step.name()),
+        Outcome::Started { procedure, reached } => format!("started {procedure}: {}", shown_steps(*procedure, reached)),
         Outcome::Running { procedure } => format!("running as {procedure}"),
         Outcome::Decided(decision) => shown_decision(decision),
         Outcome::Held { by } => format!("held by {by}"),
         Outcome::Advanced { reached } => {
-            let reached: Vec<&str> = reached.iter().map(|step| step.name()).collect();
-            format!("advanced: {}", if reached.is_empty() { "in part".to_string() } else { reached.join(", ") })
+            let steps = reached.first().map(|first| shown_steps(first.procedure, reached));
+            format!("advanced: {}", steps.unwrap_or_else(|| "in part".to_string()))
         }
         Outcome::Refused(error) => format!("refused: {error}"),
         Outcome::Bootstrapped => "bootstrapped".to_string(),
         Outcome::Stale => "stale".to_string(),
         Outcome::NoCluster => "no cluster".to_string(),
     }
+}
+
+/// The steps of `own`, then those of others.
+fn shown_steps(own: ProcedureId, reached: &[Reached]) -> String {
+    let (own, others): (Vec<&Reached>, Vec<&Reached>) = reached.iter().partition(|reached| reached.procedure == own);
+    let mut shown = own.iter().map(|reached| reached.step.name()).collect::<Vec<_>>().join(", ");
+    for Reached { procedure, kind, step } in others {
+        write!(shown, "; {procedure} {kind}: {}", step.name()).expect("a string takes it");
+    }
+    shown
 }
 
 fn shown_decision(decision: &Result<Decision, Error>) -> String {
@@ -338,6 +401,12 @@ fn lines(state: &MetaState) -> Vec<String> {
             let named = format!("index {} {:?} of {}", index.id, index.name, table.id);
             lines.push(format!("{named}: {}, {is_ready}, {wanted}, rate {rate}", state.job));
         }
+    }
+    for (table, view) in state.views() {
+        let mut line = format!("view {} {:?}, job {} since {}", table.id, view.state, view.job, view.started_at.0);
+        line.push_str(if view.is_paused { ", paused" } else { "" });
+        line.push_str(&view.rate_limit.map_or(String::new(), |rate| format!(", rate {rate}")));
+        lines.push(line);
     }
     for procedure in state.procedures() {
         for place in procedure.subject.table().map(places).unwrap_or_default() {
