@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::deadline::Deadline;
 use super::route::mismatch;
 use super::{Frontend, Output};
-use crate::error::{Error, Invalid, Result};
+use crate::error::{Error, Result};
 use crate::meta::request::{MetaAnswer, MetaRequest};
 use crate::sql::{self, Setting, Statement, WaitFor};
 use crate::types::{RegionId, RequestId, SessionId};
@@ -286,10 +286,6 @@ impl OpenStatement {
     fn named(&self) -> MutexGuard<'_, Named> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn unsupported(statement: &str) -> Error {
-    Error::invalid(Invalid::Unsupported, format!("{statement} is not supported"))
 }
 
 impl Drop for OpenStatement {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{CreateTable, IndexState, LegDef, RegionDef, TableDef, ViewDef};
-use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, Reached, StatementId, Step, decode, encode};
+use super::command::{Command, Decision, Entry, Limits, Outcome, Progress, StatementId, Step, decode, encode};
 use super::place::{Load, emptiest, place};
 use super::procedure::{Move, Next, Procedure, ProcedureState, Subject};
 use super::request::Control;

@@ -26,7 +26,7 @@ use goldenscript::{ArgumentConsumer, Command as Line, Context, Runner};
 use super::*;
 use crate::meta::catalog::{LegDef, ViewDef, columns};
 use crate::region::command::{LegAnswer, decode_answer};
-use crate::region::leg::LegStep;
+use crate::region::leg::{Leg, LegStep};
 use crate::region::request::{Absorb, ScanRequest, Taken};
 use crate::types::{Condition, FillPosition, Key, LegId, Op, Position, Predicate, Source, Timestamp, encode_key};
 use crate::view::Program;
@@ -115,7 +115,15 @@ fn t() -> TableDef {
         vec![column(1, "k", ColumnType::Int64), column(2, "g", ColumnType::String), column(3, "i", ColumnType::Int64)];
     let schema = Schema::new(1, columns, &["k".into()], None).unwrap();
     let partition = PartitionRule::Hash { columns: vec!["k".into()], regions: 1 };
-    TableDef { id: TableId(1), name: "t".into(), schema, partition, regions: Vec::new(), view: None }
+    TableDef {
+        id: TableId(1),
+        name: "t".into(),
+        schema,
+        partition,
+        regions: Vec::new(),
+        view: None,
+        indexes: Default::default(),
+    }
 }
 
 fn v() -> TableDef {
@@ -132,7 +140,15 @@ fn v() -> TableDef {
     let query = "SELECT g, 100 / SUM(i) AS r FROM t GROUP BY g".to_string();
     let view = ViewDef { query, legs: vec![leg], chunk_rows: None, rate_limit: Some(50) };
     let partition = PartitionRule::Hash { columns: vec!["g".into()], regions: 1 };
-    TableDef { id: TableId(2), name: "v".into(), schema, partition, regions: Vec::new(), view: Some(Box::new(view)) }
+    TableDef {
+        id: TableId(2),
+        name: "v".into(),
+        schema,
+        partition,
+        regions: Vec::new(),
+        view: Some(Box::new(view)),
+        indexes: Default::default(),
+    }
 }
 
 impl Place {
