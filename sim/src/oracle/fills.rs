@@ -1,11 +1,12 @@
-//! Oracle 6, 8 and 10: how views are filled, followed from the logs of both sides.
+//! Oracles 6, 8, 10 and 12: how views are filled, followed from the logs of both sides.
 //!
 //! Checks, at the first application of each entry: a leg's `done` and the end of its round never go back, and that end is the
-//! sequence that the region has at the entry, never another; what a leader of an earlier term says counts nowhere after a later
+//! sequence that the region has at the entry, never another; no two leaders read for it under one epoch; what a leader of an earlier term says counts nowhere after a later
 //! one was heard; a region of a view takes a batch if and only if that begins where the region is, which is never before where
 //! it was, and writes rows for no other; a leader that takes over goes on exactly where the region is; what is sent twice is at
 //! most one batch for each time that a leader said hello; a view is READY only when every leg is live, in every region of every
-//! feeder, and has what a feeder that is a view had when it became READY. At calm: each region has the legs of the views
+//! feeder, and has what a feeder that is a view had when it became READY; what a client is told of a fill's progress is no more
+//! than it is, and 100 % if and only if the view is READY. At calm: each region has the legs of the views
 //! that are there and no other, as its log says and as its leader says.
 //!
 //! Does not check: what the rows come to (the oracle of views does), and whether what a leg pins can be read (the scans do).
@@ -43,6 +44,8 @@ struct Region {
     last: Option<u64>,
     sequence: Sequence,
     legs: BTreeMap<LegId, Leg>,
+    /// The epoch of each leg's reader, and the term in which it was the leader.
+    reigns: BTreeMap<LegId, (u64, u64)>,
     /// Views that never read it again.
     ended: BTreeSet<TableId>,
     /// What all destinations of a leg have, those too that are gone.
@@ -99,6 +102,23 @@ struct Progress {
     /// Batches of the epoch that were taken, and those that were not and are none of them.
     taken: BTreeSet<(FillPosition, FillPosition)>,
     astray: BTreeSet<(FillPosition, FillPosition)>,
+}
+
+/// A row of SHOW JOBS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The view's name.
+    pub view: String,
+    /// `filling`, `paused`, `ready` or `failed`.
+    pub state: String,
+    /// How much of it is done.
+    pub percent: u64,
+    /// Legs, each at each region of its feeder, that are live.
+    pub regions_done: u64,
+    /// Rows that were read.
+    pub rows_done: u64,
+    /// About how many there are.
+    pub rows: u64,
 }
 
 /// How far a region of a view is with a region of a feeder.
@@ -167,11 +187,22 @@ impl FillOracle {
         Frontier { since: since.max(done), within }
     }
 
-    /// What is still to be sent to `view`; none: it has all that is in its feeders.
-    pub fn lag(&self, model: &Model, view: &TableDef) -> Option<String> {
+    /// The newest sequence of a region.
+    pub fn sequence(&self, region: RegionId) -> Sequence {
+        self.regions.get(&region).map(|known| known.sequence).unwrap_or_default()
+    }
+
+    /// The regions that `view` reads.
+    pub fn feeders(&self, model: &Model, view: &TableDef) -> Vec<RegionId> {
+        legs_of(model, view).into_iter().map(|(_, feeder)| feeder).collect()
+    }
+
+    /// What is still to be sent to `view`; none: it has all that is in its feeders. Of those that are in `due` it needs no more than
+    /// is said there.
+    pub fn lag(&self, model: &Model, view: &TableDef, due: &BTreeMap<RegionId, Sequence>) -> Option<String> {
         for (leg, feeder) in legs_of(model, view) {
             let known = self.regions.get(&feeder);
-            let newest = known.map(|known| known.sequence).unwrap_or_default();
+            let newest = due.get(&feeder).copied().unwrap_or_else(|| self.sequence(feeder));
             match known.and_then(|known| known.legs.get(&leg)) {
                 None => return Some(format!("leg {leg} is not at {feeder}")),
                 Some(leg_there) if !leg_there.is_live => {
@@ -225,6 +256,62 @@ impl FillOracle {
         Ok(())
     }
 
+    /// What a client was told of the fills (SHOW JOBS): no more than there is in the views by now, and all of it if and only if they
+    /// may be read.
+    pub fn judge_jobs(&mut self, model: &Model, jobs: &[Job]) -> Result<(), Violation> {
+        for job in jobs {
+            self.evaluations += 1;
+            let evidence = |truth: String| vec![format!("told {job:?}"), truth];
+            let mut of_name = model.tables().filter(|table| table.name == job.view && table.view.is_some());
+            // Of several of one name it is not known which one it was.
+            let (Some(view), None) = (of_name.next(), of_name.next()) else { continue };
+            let is_ready = job.state == "ready";
+            if is_ready != (job.percent == 100) || job.rows_done > job.rows {
+                let what = "a fill's progress contradicts itself";
+                return Err(violation(what, evidence("100 % means ready".into())));
+            }
+            // It may have failed since.
+            if let Some(region) = view.regions.iter().find(|region| is_ready && self.is_filled(region.id)) {
+                let truth = format!("region {} is {:?}", region.id, self.stage(region.id));
+                return Err(violation("a fill is said to be ready before it is", evidence(truth)));
+            }
+            let legs = legs_of(model, view);
+            let live = legs.iter().filter(|leg| self.leg_at(**leg).is_none_or(|leg| leg.is_live)).count() as u64;
+            if job.regions_done > live {
+                let truth = format!("{live} of {} legs are live", legs.len());
+                return Err(violation("a fill is said to be further than it is", evidence(truth)));
+            }
+            // A leg counts as read when its first round is through, and then as what is in its feeder, which may become less.
+            if legs.iter().any(|leg| self.leg_at(*leg).is_none_or(|leg| leg.done.is_some())) {
+                continue;
+            }
+            let read: u64 = legs.iter().map(|(leg, feeder)| self.rows_read(model, view, *leg, *feeder)).sum();
+            if job.rows_done > read {
+                let truth = format!("{read} rows are at or before where it is");
+                return Err(violation("a fill is said to be further than it is", evidence(truth)));
+            }
+        }
+        Ok(())
+    }
+
+    fn leg_at(&self, (leg, feeder): (LegId, RegionId)) -> Option<&Leg> {
+        self.regions.get(&feeder)?.legs.get(&leg)
+    }
+
+    /// Rows of `feeder` up to where that region of the view is which is ahead of the others.
+    fn rows_read(&self, model: &Model, view: &TableDef, leg: LegId, feeder: RegionId) -> u64 {
+        let Some(rows) = model.region(feeder) else { return 0 };
+        let source = Source { leg: leg.leg, feeder };
+        let of_place = |place: RegionId| match self.frontier(place, source) {
+            Frontier { since: Some(since), .. } => rows.visible(since).count(),
+            Frontier { within: Some((upto, position)), .. } => {
+                rows.visible(upto).take_while(|(key, _, _)| **key <= position.key).count()
+            }
+            Frontier { .. } => 0,
+        };
+        view.regions.iter().map(|place| of_place(place.id) as u64).max().unwrap_or_default()
+    }
+
     fn applied(
         &mut self,
         model: &Model,
@@ -262,7 +349,11 @@ impl FillOracle {
             Command::Leg { leg, epoch, step } => {
                 self.evaluations += 1;
                 let answer: LegAnswer = answer_of(&at, outcome)?;
-                region.step(&at, leg, epoch, &step, &answer)
+                region.step(&at, leg, epoch, &step, &answer)?;
+                match step {
+                    LegStep::Reign => region.reigns(&at, leg, log_id.term),
+                    _ => Ok(()),
+                }
             }
             Command::Begin => {
                 let filled = region.filled.get_or_insert_default();
@@ -375,10 +466,10 @@ impl FillOracle {
         from.position = batch.to.clone();
         filled.writes = Some(index);
         let upto = batch.to.upto().unwrap_or_default();
-        let round = leg.filter(|leg| !leg.is_live).and_then(|leg| leg.upto);
-        if upto > given || round.is_some_and(|round| upto > round) {
-            let evidence =
-                vec![format!("{at}: {what}"), format!("the feeder is at {given}; its round ends at {round:?}")];
+        // All have a round before the next one begins. A leg that was taken off meanwhile has none.
+        let is_due = leg.as_ref().is_none_or(|leg| leg.is_live || leg.upto == Some(upto));
+        if upto > given || !is_due {
+            let evidence = vec![format!("{at}: {what}"), format!("the feeder is at {given}; its leg is {leg:?}")];
             return Err(violation("a batch is of a window that was not begun", evidence));
         }
         Ok(())
@@ -503,6 +594,20 @@ impl Region {
         }
         *before = now;
         Ok(())
+    }
+
+    /// Whoever leads in `term` has said that it reads for the leg. Each leader has an epoch of its own: else what was sent by the one
+    /// before it, or by itself before that one, cannot be told from its own.
+    fn reigns(&mut self, at: &str, id: LegId, term: u64) -> Result<(), Violation> {
+        let Some(epoch) = self.legs.get(&id).map(|leg| leg.epoch) else { return Ok(()) };
+        match self.reigns.insert(id, (epoch, term)) {
+            Some((before, other)) if before == epoch && other != term => {
+                let evidence =
+                    vec![format!("{at}: leg {id}, epoch {epoch}, of the leaders of the terms {other} and {term}")];
+                Err(violation("two leaders read for a leg under one epoch", evidence))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn greet(&mut self, source: Source, epoch: u64) -> Taken {

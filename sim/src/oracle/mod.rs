@@ -19,7 +19,7 @@ use engine::event::Event;
 use engine::types::NodeId;
 
 pub use clients::ClientOracle;
-pub use fills::FillOracle;
+pub use fills::{FillOracle, Job};
 pub use images::DiskImageOracle;
 pub use indexes::IndexOracle;
 pub use raft::RaftOracle;

@@ -17,14 +17,15 @@ use engine::meta::catalog::{TableDef, columns};
 use engine::meta::request::{MetaAnswer, MetaRequest};
 use engine::meta::view::ViewState;
 use engine::server::message::{Request, Response};
-use engine::types::{Key, NodeId, RegionId, Sequence, encode_keys};
+use engine::sql::{Statement, parse};
+use engine::types::{Key, NodeId, RegionId, Sequence, Value, encode_keys};
 use engine::{Error, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::hub::{Hub, now};
 use crate::cluster::Cluster;
 use crate::oracle::model::{Row, row_at};
-use crate::oracle::{Violation, judge_checksums};
+use crate::oracle::{Job, Violation, judge_checksums};
 use crate::scenario::Load;
 use crate::scenario::sql_type::SqlType;
 
@@ -89,10 +90,23 @@ impl Clients {
             Err(err) => Ok(err.code().to_string()),
         };
         self.answered_with(client, &told.unwrap_or_else(|err| err.to_string()));
-        if let Ok(Output::Rows { .. }) = &output {
+        if let Ok(Output::Rows { batches, .. }) = &output {
             self.selected(sql);
+            if let Ok(Statement::ShowJobs) = parse(sql) {
+                self.told_of_jobs(batches);
+            }
         }
         output
+    }
+
+    /// A client was told how far the fills are.
+    fn told_of_jobs(&self, batches: &[RecordBatch]) {
+        let judged = {
+            let mut state = self.hub.state();
+            let state = &mut *state;
+            state.fills.judge_jobs(&state.model, &batches.iter().flat_map(jobs).collect::<Vec<_>>())
+        };
+        self.fail_on(judged);
     }
 
     /// A client got rows.
@@ -296,6 +310,9 @@ impl Clients {
     /// Reads each view that may be read whole, and holds it against the model.
     async fn compare_views(&self) -> Result<()> {
         let views = self.hub.state().views();
+        if !views.is_empty() {
+            self.execute("oracle", "SHOW JOBS", Duration::from_secs(60)).await?;
+        }
         for (table, _) in views.into_iter().filter(|(_, view)| view.state == ViewState::Ready) {
             let shown = table.schema.columns().iter().filter(|column| !columns::is_hidden(&column.name));
             let shown: Vec<String> = shown.map(|column| format!("\"{}\"", column.name)).collect();
@@ -335,6 +352,28 @@ fn place(model: &crate::oracle::model::Model, table: &TableDef, key: &Key) -> Re
         model.region(region.id).is_some_and(|region| region.history(key).next().is_some())
     };
     table.regions.iter().find(has).or(table.regions.first()).map(|region| region.id).unwrap_or_default()
+}
+
+/// The rows of SHOW JOBS.
+fn jobs(rows: &RecordBatch) -> Vec<Job> {
+    let column = |name: &str| rows.column_by_name(name).expect("a column of SHOW JOBS");
+    let number = |name: &str, row| match Value::of_cell(column(name), row) {
+        Value::UInt(number) => number,
+        other => panic!("{name} of SHOW JOBS is {other}"),
+    };
+    let text = |name: &str, row| match Value::of_cell(column(name), row) {
+        Value::String(text) => text,
+        other => panic!("{name} of SHOW JOBS is {other}"),
+    };
+    let job = |row| Job {
+        view: text("object", row),
+        state: text("state", row),
+        percent: number("percent", row),
+        regions_done: number("regions_done", row),
+        rows_done: number("rows_done", row),
+        rows: number("rows_estimate", row),
+    };
+    (0..rows.num_rows()).map(job).collect()
 }
 
 /// Each row with its key.

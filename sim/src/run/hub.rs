@@ -12,7 +12,7 @@ use engine::meta::catalog::TableDef;
 use engine::meta::view::{View, ViewState};
 use engine::meta::{Entry, MetaState, Outcome, Step};
 use engine::region::request::LegStatus;
-use engine::types::{NodeId, RegionId, ReplicaId};
+use engine::types::{NodeId, RegionId, ReplicaId, Sequence};
 use tokio::sync::{mpsc, watch};
 
 use super::marks::{Marks, Scene};
@@ -34,6 +34,8 @@ use crate::trace::Trace;
 
 /// Lines of what happened last that a failure shows.
 const AROUND: usize = 24;
+/// So long all that is in a feeder must be in a view at calm; then what was there when that was asked first.
+const UP_TO_DATE: Duration = Duration::from_secs(5);
 
 /// A rule has met its event: its fault is to be carried out.
 #[derive(Clone, Debug)]
@@ -116,6 +118,8 @@ pub struct State {
     exempted: BTreeMap<String, Exempted>,
     /// How often it was asked whether the replicas have come together.
     convergence_asked: u64,
+    /// Since when views have been asked to be up to their feeders, and to what is there then.
+    due: Option<(Duration, BTreeMap<RegionId, Sequence>)>,
     rows: u64,
     applied: BTreeMap<RegionId, u64>,
     marks: Marks,
@@ -171,6 +175,7 @@ impl Hub {
                 .map(|one| (one.oracle.clone(), Exempted { reason: one.reason.clone(), ..Exempted::default() }))
                 .collect(),
             convergence_asked: 0,
+            due: None,
             rows: 0,
             applied: BTreeMap::new(),
             marks: Marks::default(),
@@ -547,23 +552,40 @@ impl State {
         }
     }
 
-    /// Why a view that is neither paused nor failed is not up to its feeders; none: all are.
-    pub fn behind(&self) -> Option<String> {
-        let due = self.meta.views().filter(|(_, view)| !view.is_paused && !matches!(view.state, ViewState::Failed(_)));
-        due.into_iter().find_map(|(table, view)| {
+    /// Why a view that is neither paused nor failed is not up to its feeders; none: all are. Rows may expire all the time: then it is
+    /// enough to have what was there some time ago.
+    pub fn behind(&mut self) -> Option<String> {
+        let (since, mut due) = self.due.take().unwrap_or_else(|| (now(), BTreeMap::new()));
+        let is_patient = now() < since + UP_TO_DATE;
+        let mut views = self.views();
+        views.retain(|(_, view)| !view.is_paused && !matches!(view.state, ViewState::Failed(_)));
+        // A view that another one reads is the older one: what is due of it is known when it has what is due itself.
+        views.sort_unstable_by_key(|(table, _)| table.id);
+        let mut behind = None;
+        for (table, view) in views {
+            for feeder in self.fills.feeders(&self.model, &table) {
+                due.entry(feeder).or_insert_with(|| self.fills.sequence(feeder));
+            }
+            let needed = if is_patient { &BTreeMap::new() } else { &due };
+            let lag = self.fills.lag(&self.model, &table, needed);
             let why = match view.state {
-                ViewState::Ready => self.fills.lag(&self.model, table),
-                _ => Some(self.fills.lag(&self.model, table).unwrap_or_else(|| "the catalog says so".to_string())),
+                ViewState::Ready => lag,
+                _ => Some(lag.unwrap_or_else(|| "the catalog says so".to_string())),
             };
             let state = view.state.name();
-            why.map(|why| format!("view {} is {state} and not up to its feeders: {why}", table.name))
-        })
+            behind = why.map(|why| format!("view {} is {state} and not up to its feeders: {why}", table.name));
+            if behind.is_some() {
+                break;
+            }
+        }
+        self.due = Some((since, due));
+        behind
     }
 
     /// At calm: holds each view that is READY against its query over all that is in its feeders, if it has all that.
     pub fn judge_whole_views(&mut self) -> Result<(), Violation> {
         for (table, view) in self.views() {
-            if view.state == ViewState::Ready && self.fills.lag(&self.model, &table).is_none() {
+            if view.state == ViewState::Ready && self.fills.lag(&self.model, &table, &BTreeMap::new()).is_none() {
                 self.views.judge_whole(&self.model, &table)?;
             }
         }
