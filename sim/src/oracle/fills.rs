@@ -662,9 +662,11 @@ fn violation(signature: &str, evidence: Vec<String>) -> Violation {
 
 #[cfg(test)]
 mod tests {
+    use engine::meta::catalog::{LegDef, PartitionRule, RegionDef, ViewDef};
     use engine::region::command::{encode_answer, encode_outcome};
+    use engine::region::leg::Leg as Answered;
     use engine::region::request::WriteAnswer;
-    use engine::types::{Incarnation, Key, ReplicaId};
+    use engine::types::{Column, ColumnId, ColumnType, Incarnation, Key, ReplicaId, Schema, Timestamp};
 
     use super::*;
 
@@ -674,7 +676,9 @@ mod tests {
     /// Entries of a region of a view, each as its only replica applies it.
     #[derive(Default)]
     struct Log {
+        model: Model,
         oracle: FillOracle,
+        term: u64,
         index: u64,
     }
 
@@ -685,13 +689,13 @@ mod tests {
                 region,
                 replica: ReplicaId(1),
                 incarnation: Incarnation(1),
-                log_id: LogId { term: 1, index: self.index },
+                log_id: LogId { term: self.term, index: self.index },
                 command: command.encode(),
                 outcome,
                 sequence: Sequence(self.index),
                 digest: 0,
             };
-            self.oracle.on_event(&Model::default(), &event).map_err(|violation| violation.signature)
+            self.oracle.on_event(&self.model, &event).map_err(|violation| violation.signature)
         }
 
         fn begun(epoch: u64) -> Log {
@@ -700,6 +704,40 @@ mod tests {
             log.apply(PLACE, &Command::Begin, done()).unwrap();
             log.greet(epoch, at(0)).unwrap();
             log
+        }
+
+        /// A view of one leg reads the feeder.
+        fn attached() -> Log {
+            let mut log = Log::default();
+            log.model.learn(&table(FEEDER, None));
+            log.model.learn(&view());
+            log.apply(PLACE, &Command::Begin, done()).unwrap();
+            log.apply(FEEDER, &Command::Attach { legs: vec![0], view: Box::new(view()) }, done()).unwrap();
+            log
+        }
+
+        /// The leader of `epoch` says what becomes of the leg.
+        fn step(&mut self, epoch: u64, step: LegStep, now: Leg) -> Result<(), String> {
+            let Leg { epoch: heard, round, done, upto, is_live } = now;
+            let now = Answered {
+                view: Box::new(view()),
+                epoch: heard,
+                round,
+                done,
+                upto,
+                is_live,
+                is_paused: false,
+                rate_limit: None,
+                failed: None,
+                at: Timestamp(0),
+            };
+            let answer = encode_answer(&LegAnswer::Leg(Box::new(now)));
+            self.apply(FEEDER, &Command::Leg { leg: LEG, epoch, step }, answer)
+        }
+
+        /// The sequence of the next entry.
+        fn next(&self) -> u64 {
+            self.index + 1
         }
 
         fn greet(&mut self, epoch: u64, position: FillPosition) -> Result<(), String> {
@@ -723,6 +761,43 @@ mod tests {
             self.apply(FEEDER, &Command::Unpin { name: "x".into() }, done()).unwrap();
             self.apply(PLACE, &Command::Absorb(batch), encode_answer(&answer))
         }
+    }
+
+    const LEG: LegId = LegId { view: TableId(9), leg: 0 };
+    const NOT_READ: &str = "a leg is through with what it did not read";
+
+    fn table(region: RegionId, view: Option<Box<ViewDef>>) -> TableDef {
+        let (id, nullable) = (ColumnId(1), false);
+        let column = Column { id, name: "a".into(), column_type: ColumnType::Int64, nullable, default: None };
+        TableDef {
+            id: region.table(),
+            name: format!("t{}", region.table()),
+            schema: Schema::new(1, vec![column], &["a".into()], None).unwrap(),
+            partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
+            regions: vec![RegionDef { id: region, replicas: BTreeMap::new() }],
+            view,
+        }
+    }
+
+    fn view() -> TableDef {
+        let schema = table(FEEDER, None).schema;
+        let leg = LegDef { feeder: FEEDER.table(), name: "t".into(), schema, uses: BTreeSet::new() };
+        let query = "SELECT a FROM t".to_string();
+        table(PLACE, Some(Box::new(ViewDef { query, legs: vec![leg], chunk_rows: None, rate_limit: None })))
+    }
+
+    /// A leg that the leader of term 1 reads; 0: none.
+    fn leg(round: u64, done: u64, upto: u64) -> Leg {
+        let sequence = |at: u64| (at > 0).then_some(Sequence(at));
+        Leg { epoch: 1, round, done: sequence(done), upto: sequence(upto), is_live: false }
+    }
+
+    fn round(done: u64) -> LegStep {
+        LegStep::Round { done, goes_live: false, at: Timestamp(0) }
+    }
+
+    fn advance(done: u64) -> LegStep {
+        LegStep::Advance { done: Sequence(done), at: Timestamp(0) }
     }
 
     fn source() -> Source {
@@ -769,7 +844,7 @@ mod tests {
             let log_id = LogId { term: 1, index: log.index };
             let (rows, ops, sequence) = (Bytes::new(), Bytes::from_static(&[1]), Sequence(9));
             let event = Event::ViewWritten { region: PLACE, replica: ReplicaId(1), log_id, rows, ops, sequence };
-            log.oracle.on_event(&Model::default(), &event).map_err(|violation| violation.signature)
+            log.oracle.on_event(&log.model, &event).map_err(|violation| violation.signature)
         };
         log.batch(1, at(0), at(3), taken(at(3))).unwrap();
         written(&mut log).unwrap();
@@ -806,6 +881,214 @@ mod tests {
         log.batch(1, within(3, "b"), at(3), taken(at(3))).unwrap();
         let signature = log.batch(1, within(3, "c"), at(3), taken(at(3))).unwrap_err();
         assert_eq!(signature, "more is sent again than one batch for each hello");
+    }
+
+    /// One round is through, and the leg is live.
+    fn live() -> (Log, Leg) {
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        log.greet(1, at(0)).unwrap();
+        log.batch(1, at(0), at(upto), Taken::At(at(upto))).unwrap();
+        let now = Leg { is_live: true, ..leg(1, upto, 0) };
+        log.step(1, LegStep::Round { done: 1, goes_live: true, at: Timestamp(0) }, now.clone()).unwrap();
+        (log, now)
+    }
+
+    #[test]
+    fn a_fill_that_is_right_is_found_right() {
+        let (mut log, mut now) = live();
+        assert_eq!(log.oracle.lag(&log.model, &view(), &BTreeMap::new()).unwrap(), "leg t9.0 at t1/0 is at s4 of s8");
+        let upto = log.index;
+        log.batch(1, at(now.done.unwrap().0), at(upto), Taken::At(at(upto))).unwrap();
+        now.done = Some(Sequence(upto));
+        log.step(1, advance(upto), now.clone()).unwrap();
+        log.apply(PLACE, &Command::Ready, done()).unwrap();
+        // Another leader takes over; the one before is not heard any more.
+        now.epoch = 2;
+        log.step(2, LegStep::Reign, now.clone()).unwrap();
+        let late = Command::Leg { leg: LEG, epoch: 1, step: advance(upto + 1) };
+        log.apply(FEEDER, &late, encode_answer(&LegAnswer::Deposed { epoch: 2 })).unwrap();
+        log.apply(FEEDER, &Command::Detach { view: LEG.view }, done()).unwrap();
+        log.apply(FEEDER, &late, encode_answer(&LegAnswer::Gone)).unwrap();
+    }
+
+    #[test]
+    fn a_round_that_ends_elsewhere_than_at_its_entry_is_seen() {
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.index;
+        let signature = log.step(1, round(0), leg(1, 0, upto)).unwrap_err();
+        assert_eq!(signature, "a round ends elsewhere than at the newest sequence of its entry");
+    }
+
+    #[test]
+    fn a_round_that_ends_elsewhere_afterwards_is_seen() {
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        let signature = log.step(2, LegStep::Reign, Leg { epoch: 2, ..leg(1, 0, upto + 1) }).unwrap_err();
+        assert_eq!(signature, "a round's end moves");
+    }
+
+    #[test]
+    fn a_leg_that_goes_back_is_seen() {
+        let wrongs: [fn(Leg) -> Leg; 4] = [
+            |now| Leg { epoch: 0, ..now },
+            |now| Leg { round: 0, ..now },
+            |now| Leg { done: None, ..now },
+            |now| Leg { is_live: false, ..now },
+        ];
+        for wrong in wrongs {
+            let (mut log, now) = live();
+            assert_eq!(log.step(1, LegStep::Reign, wrong(now)).unwrap_err(), "a leg goes back");
+        }
+    }
+
+    #[test]
+    fn a_leg_that_is_through_with_what_it_did_not_read_is_seen() {
+        // A round is through with what its leader had seen by then.
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        let next = log.next();
+        assert_eq!(log.step(1, round(1), leg(2, next, next)).unwrap_err(), NOT_READ);
+        // More than was said, and more than there is.
+        let (mut log, now) = live();
+        let done = log.index;
+        let more = Leg { done: Some(Sequence(done)), ..now.clone() };
+        assert_eq!(log.step(1, advance(done - 1), more).unwrap_err(), NOT_READ);
+        let (mut log, now) = live();
+        let more = Leg { done: Some(Sequence(99)), ..now };
+        assert_eq!(log.step(1, advance(99), more).unwrap_err(), NOT_READ);
+    }
+
+    #[test]
+    fn two_leaders_under_one_epoch_are_seen() {
+        let (mut log, now) = live();
+        // Its entry was resent.
+        log.step(1, LegStep::Reign, now.clone()).unwrap();
+        log.term = 2;
+        let signature = log.step(1, LegStep::Reign, now.clone()).unwrap_err();
+        assert_eq!(signature, "two leaders read for a leg under one epoch");
+        log.step(2, LegStep::Reign, Leg { epoch: 2, ..now }).unwrap();
+    }
+
+    #[test]
+    fn a_leader_before_the_one_that_reads_is_not_heard() {
+        let (mut log, now) = live();
+        let now = Leg { epoch: 3, ..now };
+        log.step(3, LegStep::Reign, now.clone()).unwrap();
+        // Nor one that has not said that it reads.
+        for epoch in [2, 4] {
+            let signature = log.step(epoch, advance(now.done.unwrap().0), now.clone()).unwrap_err();
+            assert_eq!(signature, "a leader that does not read for a leg is heard");
+        }
+        log.apply(FEEDER, &Command::Detach { view: LEG.view }, done()).unwrap();
+        assert_eq!(log.step(3, LegStep::Reign, now).unwrap_err(), "a leg that is gone goes on");
+    }
+
+    #[test]
+    fn a_view_that_is_ready_before_it_is_filled_is_seen() {
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        assert_eq!(log.apply(PLACE, &Command::Ready, done()).unwrap_err(), "a view is READY before it is filled");
+        // Of a feeder that is a view it has what that had when it became READY.
+        let (mut log, now) = live();
+        log.apply(FEEDER, &Command::Begin, done()).unwrap();
+        let needed = log.next();
+        log.apply(FEEDER, &Command::Ready, done()).unwrap();
+        assert!(now.done < Some(Sequence(needed)));
+        assert_eq!(log.apply(PLACE, &Command::Ready, done()).unwrap_err(), "a view is READY before it is filled");
+    }
+
+    #[test]
+    fn a_batch_that_leaves_before_its_round_has_begun_is_seen() {
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        log.greet(1, at(0)).unwrap();
+        let upto = log.index - 1;
+        let signature = log.batch(1, at(0), at(upto), Taken::At(at(upto))).unwrap_err();
+        assert_eq!(signature, "a batch is of a window that was not begun");
+        // Nor is it of an earlier sequence than that at which the round ends.
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        log.greet(1, at(0)).unwrap();
+        let signature = log.batch(1, at(0), at(upto - 1), Taken::At(at(upto - 1))).unwrap_err();
+        assert_eq!(signature, "a batch is of a window that was not begun");
+    }
+
+    #[test]
+    fn a_leg_that_stays_or_is_missing_is_seen_at_calm() {
+        let (mut log, now) = live();
+        let status = |now: &Leg| LegStatus {
+            leg: LEG,
+            feeder: FEEDER,
+            epoch: now.epoch,
+            round: now.round,
+            done: now.done,
+            upto: now.upto,
+            is_live: now.is_live,
+            is_level: true,
+            is_paused: false,
+            rate_limit: None,
+            failed: None,
+            sequence: Sequence(0),
+            rows: 0,
+            at: Timestamp(0),
+        };
+        let mut judge = |views: &[TableDef], leader: &[LegStatus]| {
+            let judged = log.oracle.judge_residue(&log.model, views.iter(), FEEDER, leader);
+            judged.map_err(|violation| violation.signature)
+        };
+        judge(&[view()], &[status(&now)]).unwrap();
+        let other = "a region has other legs than the views have that read it";
+        assert_eq!(judge(&[], &[status(&now)]).unwrap_err(), other);
+        assert_eq!(judge(&[view()], &[]).unwrap_err(), other);
+        let ahead = status(&Leg { round: 2, ..now.clone() });
+        assert_eq!(judge(&[view()], &[ahead]).unwrap_err(), "a leg is not what its log says");
+    }
+
+    #[test]
+    fn progress_that_is_told_and_not_there_is_seen() {
+        let job = |state: &str, percent, regions_done, rows_done| Job {
+            view: view().name,
+            state: state.to_string(),
+            percent,
+            regions_done,
+            rows_done,
+            rows: 9,
+        };
+        let judge = |log: &mut Log, job: Job| {
+            log.oracle.judge_jobs(&log.model, &[job]).map_err(|violation| violation.signature).err()
+        };
+        // It has nothing, for there is nothing.
+        let mut log = Log::attached();
+        log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
+        let upto = log.next();
+        log.step(1, round(0), leg(1, 0, upto)).unwrap();
+        assert_eq!(judge(&mut log, job("filling", 0, 0, 0)), None);
+        let further = Some("a fill is said to be further than it is".to_string());
+        assert_eq!(judge(&mut log, job("filling", 10, 0, 1)), further);
+        assert_eq!(judge(&mut log, job("filling", 0, 1, 0)), further);
+        let contradicts = Some("a fill's progress contradicts itself".to_string());
+        assert_eq!(judge(&mut log, job("filling", 100, 0, 0)), contradicts);
+        assert_eq!(judge(&mut log, job("ready", 99, 1, 9)), contradicts);
+        assert_eq!(judge(&mut log, job("filling", 50, 0, 10)), contradicts);
+        // It is live, and READY a moment later.
+        let (mut log, _) = live();
+        assert_eq!(judge(&mut log, job("filling", 99, 1, 9)), None);
+        let early = Some("a fill is said to be ready before it is".to_string());
+        assert_eq!(judge(&mut log, job("ready", 100, 1, 9)), early);
+        log.apply(PLACE, &Command::Ready, done()).unwrap();
+        assert_eq!(judge(&mut log, job("ready", 100, 1, 9)), None);
     }
 
     #[test]

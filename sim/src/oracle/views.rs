@@ -429,3 +429,307 @@ fn unable(view: &TableDef, why: &str) -> Violation {
 fn violation(signature: &str, evidence: Vec<String>) -> Violation {
     Violation { oracle: NAME, signature: signature.to_string(), evidence }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use arrow::array::Int64Array;
+    use bytes::Bytes;
+    use engine::meta::catalog::RegionDef;
+    use engine::region::command::{LegAnswer, encode_answer, encode_outcome};
+    use engine::region::leg::{Leg, LegStep};
+    use engine::region::request::{Absorb, Taken, WriteAnswer, WriteRequest};
+    use engine::types::{
+        Column, ColumnId, FillPosition, Incarnation, Key, LegId, LogId, Op, Position, ReplicaId, Schema, Sequence,
+        encode_batch, encode_keys,
+    };
+
+    use super::*;
+
+    const FEEDER: RegionId = RegionId(1 << 32);
+    const PLACE: RegionId = RegionId(9 << 32);
+    const WRONG: &str = "a region of a view is not what its query gives";
+
+    /// A table `t` of one region and the view of its rows whose `n` is more than 5, as one replica of each applies its log.
+    struct Logs {
+        model: Model,
+        fills: FillOracle,
+        views: ViewOracle,
+        index: u64,
+        sequences: BTreeMap<RegionId, u64>,
+        /// The last position of the view.
+        at: FillPosition,
+    }
+
+    /// Puts `(k, n)`; none: deletes `k`.
+    type Change = (i64, Option<i64>);
+
+    impl Logs {
+        /// The rows are there, the first round has begun, and its leader has said hello.
+        fn begun(rows: &[Change]) -> Logs {
+            let mut model = Model::default();
+            model.learn(&table());
+            model.learn(&view());
+            let (fills, views) = (FillOracle::default(), ViewOracle::new(false));
+            let (sequences, at) = (BTreeMap::new(), FillPosition::default());
+            let mut logs = Logs { model, fills, views, index: 0, sequences, at };
+            logs.apply(PLACE, Command::Begin, done()).unwrap();
+            logs.written(&[]).unwrap();
+            logs.write(rows);
+            logs.apply(FEEDER, Command::Attach { legs: vec![0], view: Box::new(view()) }, done()).unwrap();
+            let upto = logs.sequence(FEEDER);
+            let leg = Leg { epoch: 1, round: 1, upto: Some(upto), ..leg() };
+            logs.leg(LegStep::Reign, Leg { epoch: 1, ..self::leg() });
+            logs.leg(LegStep::Round { done: 0, goes_live: false, at: Timestamp(0) }, leg);
+            let hello = Command::Greet { source: source(), epoch: 1 };
+            logs.apply(PLACE, hello, encode_answer(&Taken::At(FillPosition::default()))).unwrap();
+            logs
+        }
+
+        fn sequence(&self, region: RegionId) -> Sequence {
+            Sequence(self.sequences.get(&region).copied().unwrap_or_default())
+        }
+
+        fn hear(&mut self, event: &Event) -> Result<(), String> {
+            self.model.on_event(event);
+            self.fills.on_event(&self.model, event).map_err(|violation| violation.signature)?;
+            self.views.on_event(&self.model, &self.fills, event).map_err(|violation| violation.signature)
+        }
+
+        fn apply(&mut self, region: RegionId, command: Command, outcome: Bytes) -> Result<(), String> {
+            self.index += 1;
+            let event = Event::Applied {
+                region,
+                replica: ReplicaId(1),
+                incarnation: Incarnation(1),
+                log_id: LogId { term: 1, index: self.index },
+                command: command.encode(),
+                outcome,
+                sequence: self.sequence(region),
+                digest: 0,
+            };
+            self.hear(&event)
+        }
+
+        fn leg(&mut self, step: LegStep, now: Leg) {
+            let command = Command::Leg { leg: LegId { view: PLACE.table(), leg: 0 }, epoch: 1, step };
+            self.apply(FEEDER, command, encode_answer(&LegAnswer::Leg(Box::new(now)))).unwrap();
+        }
+
+        /// Writes to the table.
+        fn write(&mut self, changes: &[Change]) {
+            *self.sequences.entry(FEEDER).or_default() += changes.len() as u64;
+            let (rows, ops) = encoded(changes);
+            let write = WriteRequest {
+                schema_version: 1,
+                rows,
+                ops,
+                expected: vec![],
+                request: None,
+                acknowledged: 0,
+                file: None,
+            };
+            self.apply(FEEDER, Command::Write { write, sessions: 9, files: 9 }, done()).unwrap();
+        }
+
+        /// A batch up to `to`, and what the view's region writes because of it.
+        fn batch(&mut self, to: FillPosition, changes: &[Change]) -> Result<(), String> {
+            let from = std::mem::replace(&mut self.at, to.clone());
+            let (rows, ops) = encoded(changes);
+            let answer = encode_answer(&Taken::At(to.clone()));
+            let batch =
+                Absorb { source: source(), epoch: 1, from, to, rows, ops, changes: changes.len() as u64, read: 0 };
+            *self.sequences.entry(PLACE).or_default() += changes.len() as u64;
+            self.apply(PLACE, Command::Absorb(batch), answer)?;
+            self.written(changes)
+        }
+
+        fn written(&mut self, changes: &[Change]) -> Result<(), String> {
+            let (rows, ops) = encoded(changes);
+            let (sequence, log_id) = (self.sequence(PLACE), LogId { term: 1, index: self.index });
+            self.hear(&Event::ViewWritten { region: PLACE, replica: ReplicaId(1), log_id, rows, ops, sequence })
+        }
+    }
+
+    fn columns() -> Vec<Column> {
+        let column = |(at, name): (usize, &&str)| Column {
+            id: ColumnId(at as u32 + 1),
+            name: (*name).into(),
+            column_type: ColumnType::Int64,
+            nullable: at > 0,
+            default: None,
+        };
+        ["k", "n"].iter().enumerate().map(column).collect()
+    }
+
+    fn table() -> TableDef {
+        let region = RegionDef { id: FEEDER, replicas: BTreeMap::new() };
+        TableDef {
+            id: FEEDER.table(),
+            name: "t".into(),
+            schema: Schema::new(1, columns(), &["k".into()], None).unwrap(),
+            partition: PartitionRule::Hash { columns: vec!["k".into()], regions: 1 },
+            regions: vec![region],
+            view: None,
+        }
+    }
+
+    fn view() -> TableDef {
+        let schema = table().schema;
+        let uses = schema.columns().iter().map(|column| column.id).collect::<BTreeSet<_>>();
+        let leg = LegDef { feeder: FEEDER.table(), name: "t".into(), schema, uses };
+        let query = "SELECT k, n FROM t WHERE n > 5".to_string();
+        TableDef {
+            id: PLACE.table(),
+            name: "v".into(),
+            schema: Schema::of_view(columns(), &["k".into()]),
+            partition: PartitionRule::Hash { columns: vec!["k".into()], regions: 1 },
+            regions: vec![RegionDef { id: PLACE, replicas: BTreeMap::new() }],
+            view: Some(Box::new(ViewDef { query, legs: vec![leg], chunk_rows: None, rate_limit: None })),
+        }
+    }
+
+    fn leg() -> Leg {
+        Leg {
+            view: Box::new(view()),
+            epoch: 0,
+            round: 0,
+            done: None,
+            upto: None,
+            is_live: false,
+            is_paused: false,
+            rate_limit: None,
+            failed: None,
+            at: Timestamp(0),
+        }
+    }
+
+    fn source() -> Source {
+        Source { leg: 0, feeder: FEEDER }
+    }
+
+    fn done() -> Bytes {
+        encode_outcome(&Ok(WriteAnswer { rows: 0, sequence: Sequence(0) }))
+    }
+
+    fn batch(changes: &[Change]) -> RecordBatch {
+        let keys = Arc::new(Int64Array::from_iter_values(changes.iter().map(|(k, _)| *k))) as ArrayRef;
+        let fields = Arc::new(Int64Array::from_iter(changes.iter().map(|(_, n)| *n))) as ArrayRef;
+        RecordBatch::try_new(table().schema.to_arrow(), vec![keys, fields]).unwrap()
+    }
+
+    fn encoded(changes: &[Change]) -> (Bytes, Bytes) {
+        let ops = changes.iter().map(|(_, n)| if n.is_some() { Op::Put } else { Op::Delete } as u8);
+        (encode_batch(&batch(changes)), ops.collect::<Vec<u8>>().into())
+    }
+
+    /// Up to the row of `k`, of the round that ends at `upto`.
+    fn within(upto: u64, k: i64) -> FillPosition {
+        let key: Key = encode_keys(&batch(&[(k, None)]), &table().schema.key()).remove(0);
+        FillPosition { done: None, within: Some((Sequence(upto), Position { key, sequence: Sequence(0) })) }
+    }
+
+    fn at(sequence: u64) -> FillPosition {
+        FillPosition::at(Sequence(sequence))
+    }
+
+    const ROWS: &[Change] = &[(1, Some(9)), (2, Some(3)), (3, Some(7)), (4, Some(6))];
+
+    #[test]
+    fn a_fill_that_is_right_is_found_right_at_each_batch() {
+        let mut logs = Logs::begun(ROWS);
+        // What is written meanwhile is none of the round's.
+        logs.write(&[(1, Some(2)), (5, Some(8))]);
+        logs.batch(within(4, 2), &[(1, Some(9))]).unwrap();
+        logs.batch(at(4), &[(3, Some(7)), (4, Some(6))]).unwrap();
+        let second = Leg { epoch: 1, round: 2, done: Some(Sequence(4)), upto: Some(Sequence(6)), ..leg() };
+        logs.leg(LegStep::Round { done: 1, goes_live: false, at: Timestamp(0) }, second);
+        logs.batch(at(6), &[(1, None), (5, Some(8))]).unwrap();
+        logs.views.judge_whole(&logs.model, &view()).unwrap();
+        assert_eq!(logs.views.evaluations(), 5, "when it begins, at three batches, and as a whole");
+    }
+
+    #[test]
+    fn a_row_that_is_missing_is_seen_at_its_batch() {
+        let mut logs = Logs::begun(ROWS);
+        logs.batch(within(4, 2), &[(1, Some(9))]).unwrap();
+        assert_eq!(logs.batch(at(4), &[(3, Some(7))]).unwrap_err(), WRONG);
+    }
+
+    #[test]
+    fn a_row_that_its_query_leaves_out_is_seen() {
+        let mut logs = Logs::begun(ROWS);
+        assert_eq!(logs.batch(within(4, 2), &[(1, Some(9)), (2, Some(3))]).unwrap_err(), WRONG);
+    }
+
+    #[test]
+    fn a_row_behind_the_position_is_seen() {
+        let mut logs = Logs::begun(ROWS);
+        assert_eq!(logs.batch(within(4, 2), &[(1, Some(9)), (3, Some(7))]).unwrap_err(), WRONG);
+    }
+
+    #[test]
+    fn a_row_of_after_the_round_is_seen() {
+        let mut logs = Logs::begun(ROWS);
+        logs.write(&[(1, Some(8))]);
+        assert_eq!(logs.batch(within(4, 2), &[(1, Some(8))]).unwrap_err(), WRONG);
+    }
+
+    #[test]
+    fn a_row_that_was_and_stays_is_seen() {
+        let mut logs = Logs::begun(ROWS);
+        logs.batch(at(4), &[(1, Some(9)), (3, Some(7)), (4, Some(6))]).unwrap();
+        logs.write(&[(3, Some(1)), (4, None)]);
+        let second = Leg { epoch: 1, round: 2, done: Some(Sequence(4)), upto: Some(Sequence(6)), ..leg() };
+        logs.leg(LegStep::Round { done: 1, goes_live: false, at: Timestamp(0) }, second);
+        assert_eq!(logs.batch(at(6), &[(4, None)]).unwrap_err(), WRONG);
+    }
+
+    #[test]
+    fn a_view_that_lacks_what_is_in_its_feeders_is_seen_at_calm() {
+        let mut logs = Logs::begun(ROWS);
+        logs.batch(at(4), &[(1, Some(9)), (3, Some(7)), (4, Some(6))]).unwrap();
+        logs.views.judge_whole(&logs.model, &view()).unwrap();
+        logs.write(&[(6, Some(9))]);
+        let whole = logs.views.judge_whole(&logs.model, &view()).unwrap_err();
+        assert_eq!(whole.signature, "a view is not what its query gives");
+    }
+
+    #[test]
+    fn what_select_returns_is_held_against_what_is_there() {
+        let mut logs = Logs::begun(ROWS);
+        logs.batch(at(4), &[(1, Some(9)), (3, Some(7)), (4, Some(6))]).unwrap();
+        let mut read = |rows: &[Change]| logs.views.judge_read(&logs.model, &view(), &[batch(rows)]);
+        read(&[(4, Some(6)), (1, Some(9)), (3, Some(7))]).unwrap();
+        for wrong in [&[(1, Some(9)), (3, Some(7))][..], &[(1, Some(9)), (1, Some(9)), (3, Some(7)), (4, Some(6))]] {
+            assert_eq!(read(wrong).unwrap_err().signature, "SELECT returns other rows of a view than are in it");
+        }
+    }
+
+    #[test]
+    fn a_view_is_not_read_before_it_is_ready() {
+        let mut logs = Logs::begun(ROWS);
+        let early = logs.views.judge_select(&logs.model, "SELECT count(*) FROM t, v").unwrap_err();
+        assert_eq!(early.signature, "a view was read before it was READY");
+        logs.views.judge_select(&logs.model, "SELECT count(*) FROM t").unwrap();
+        logs.batch(at(4), &[(1, Some(9)), (3, Some(7)), (4, Some(6))]).unwrap();
+        logs.views
+            .on_event(&logs.model, &logs.fills, &Event::ViewReady { region: PLACE, replica: ReplicaId(1) })
+            .unwrap();
+        logs.views.judge_select(&logs.model, "SELECT count(*) FROM t, v").unwrap();
+    }
+
+    #[test]
+    fn a_view_that_fails_is_seen_unless_the_scenario_says_so() {
+        let at_view = Event::ViewFailed { region: PLACE, replica: ReplicaId(1), reason: "x".into() };
+        let (view, reason) = ("v".to_string(), "x".to_string());
+        let at_feeder = Event::LegFailed { region: FEEDER, replica: ReplicaId(1), view, leg: 0, reason };
+        for event in [at_view, at_feeder] {
+            let mut logs = Logs::begun(ROWS);
+            assert_eq!(logs.hear(&event).unwrap_err(), "a view has failed");
+            logs.views = ViewOracle::new(true);
+            logs.hear(&event).unwrap();
+        }
+    }
+}
