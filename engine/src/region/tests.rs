@@ -176,6 +176,29 @@ async fn what_is_pinned_stays_readable_until_it_is_let_go() {
     assert_eq!(scan(&region, 2).await.unwrap_err().code(), "too_old");
 }
 
+/// What meta asked for before the view was dropped may come after it.
+#[tokio::test]
+async fn a_view_that_reads_no_more_is_not_read_for_again() {
+    let disk = MemoryDisk::default();
+    let region = replica(&disk, 1).await;
+    let view = TableDef { id: TableId(9), ..table() };
+    let attach = || Command::Attach { legs: vec![0, 1], view: Box::new(view.clone()) };
+    let apply = |index, command: Command| {
+        let region = region.clone();
+        async move { region.apply(LogId { term: 1, index }, Change::Command(command.encode())).await.unwrap() }
+    };
+    apply(1, attach()).await;
+    apply(2, attach()).await;
+    assert_eq!(region.legs().len(), 2);
+    apply(3, Command::Detach { view: view.id }).await;
+    assert!(!region.has_legs());
+    apply(4, attach()).await;
+    assert!(!region.has_legs(), "it comes late");
+    let other = TableDef { id: TableId(10), ..table() };
+    apply(5, Command::Attach { legs: vec![0], view: Box::new(other) }).await;
+    assert_eq!(region.legs().len(), 1);
+}
+
 /// A leader makes a watermark of the ttl that it knows; by the time that it is applied the ttl may be longer.
 #[tokio::test]
 async fn a_watermark_of_another_ttl_expires_nothing() {
