@@ -680,6 +680,9 @@ mod tests {
         oracle: FillOracle,
         term: u64,
         index: u64,
+        /// The epoch that was said last, and how often one was after another.
+        heard: u64,
+        retries: u64,
     }
 
     impl Log {
@@ -718,11 +721,19 @@ mod tests {
 
         /// The leader of `epoch` says what becomes of the leg.
         fn step(&mut self, epoch: u64, step: LegStep, now: Leg) -> Result<(), String> {
-            let Leg { epoch: heard, round, done, upto, is_live } = now;
+            let Leg { epoch: heard, round, done, upto, is_live, .. } = now;
+            if matches!(step, LegStep::Reign) && heard > self.heard {
+                // All these epochs are of one term.
+                self.retries += u64::from(self.heard > 0);
+                self.heard = heard;
+            }
             let now = Answered {
                 view: Box::new(view()),
                 epoch: heard,
+                takeovers: 0,
+                retries: self.retries,
                 round,
+                rows: 0,
                 done,
                 upto,
                 is_live,
@@ -776,6 +787,7 @@ mod tests {
             partition: PartitionRule::Hash { columns: vec!["a".into()], regions: 1 },
             regions: vec![RegionDef { id: region, replicas: BTreeMap::new() }],
             view,
+            indexes: BTreeMap::new(),
         }
     }
 
@@ -789,11 +801,12 @@ mod tests {
     /// A leg that the leader of term 1 reads; 0: none.
     fn leg(round: u64, done: u64, upto: u64) -> Leg {
         let sequence = |at: u64| (at > 0).then_some(Sequence(at));
-        Leg { epoch: 1, round, done: sequence(done), upto: sequence(upto), is_live: false }
+        let (done, upto) = (sequence(done), sequence(upto));
+        Leg { epoch: 1, round, done, upto, is_live: false, rows: 0, begun: (0, 0), epochs: BTreeSet::new() }
     }
 
     fn round(done: u64) -> LegStep {
-        LegStep::Round { done, goes_live: false, at: Timestamp(0) }
+        LegStep::Round { done, goes_live: false, rows: 0, at: Timestamp(0) }
     }
 
     fn advance(done: u64) -> LegStep {
@@ -890,9 +903,9 @@ mod tests {
         let upto = log.next();
         log.step(1, round(0), leg(1, 0, upto)).unwrap();
         log.greet(1, at(0)).unwrap();
-        log.batch(1, at(0), at(upto), Taken::At(at(upto))).unwrap();
+        log.batch(1, at(0), at(upto), taken(at(upto))).unwrap();
         let now = Leg { is_live: true, ..leg(1, upto, 0) };
-        log.step(1, LegStep::Round { done: 1, goes_live: true, at: Timestamp(0) }, now.clone()).unwrap();
+        log.step(1, LegStep::Round { done: 1, goes_live: true, rows: 0, at: Timestamp(0) }, now.clone()).unwrap();
         (log, now)
     }
 
@@ -901,7 +914,7 @@ mod tests {
         let (mut log, mut now) = live();
         assert_eq!(log.oracle.lag(&log.model, &view(), &BTreeMap::new()).unwrap(), "leg t9.0 at t1/0 is at s4 of s8");
         let upto = log.index;
-        log.batch(1, at(now.done.unwrap().0), at(upto), Taken::At(at(upto))).unwrap();
+        log.batch(1, at(now.done.unwrap().0), at(upto), taken(at(upto))).unwrap();
         now.done = Some(Sequence(upto));
         log.step(1, advance(upto), now.clone()).unwrap();
         log.apply(PLACE, &Command::Ready, done()).unwrap();
@@ -1013,7 +1026,7 @@ mod tests {
         log.step(1, LegStep::Reign, leg(0, 0, 0)).unwrap();
         log.greet(1, at(0)).unwrap();
         let upto = log.index - 1;
-        let signature = log.batch(1, at(0), at(upto), Taken::At(at(upto))).unwrap_err();
+        let signature = log.batch(1, at(0), at(upto), taken(at(upto))).unwrap_err();
         assert_eq!(signature, "a batch is of a window that was not begun");
         // Nor is it of an earlier sequence than that at which the round ends.
         let mut log = Log::attached();
@@ -1021,7 +1034,7 @@ mod tests {
         let upto = log.next();
         log.step(1, round(0), leg(1, 0, upto)).unwrap();
         log.greet(1, at(0)).unwrap();
-        let signature = log.batch(1, at(0), at(upto - 1), Taken::At(at(upto - 1))).unwrap_err();
+        let signature = log.batch(1, at(0), at(upto - 1), taken(at(upto - 1))).unwrap_err();
         assert_eq!(signature, "a batch is of a window that was not begun");
     }
 
@@ -1032,7 +1045,10 @@ mod tests {
             leg: LEG,
             feeder: FEEDER,
             epoch: now.epoch,
+            takeovers: now.begun.0,
+            retries: now.begun.1,
             round: now.round,
+            read: now.rows,
             done: now.done,
             upto: now.upto,
             is_live: now.is_live,

@@ -481,9 +481,9 @@ mod tests {
             let upto = logs.sequence(FEEDER);
             let leg = Leg { epoch: 1, round: 1, upto: Some(upto), ..leg() };
             logs.leg(LegStep::Reign, Leg { epoch: 1, ..self::leg() });
-            logs.leg(LegStep::Round { done: 0, goes_live: false, at: Timestamp(0) }, leg);
+            logs.leg(LegStep::Round { done: 0, goes_live: false, rows: 0, at: Timestamp(0) }, leg);
             let hello = Command::Greet { source: source(), epoch: 1 };
-            logs.apply(PLACE, hello, encode_answer(&Taken::At(FillPosition::default()))).unwrap();
+            logs.apply(PLACE, hello, encode_answer(&Taken::At(FillPosition::default(), 0))).unwrap();
             logs
         }
 
@@ -537,9 +537,18 @@ mod tests {
         fn batch(&mut self, to: FillPosition, changes: &[Change]) -> Result<(), String> {
             let from = std::mem::replace(&mut self.at, to.clone());
             let (rows, ops) = encoded(changes);
-            let answer = encode_answer(&Taken::At(to.clone()));
-            let batch =
-                Absorb { source: source(), epoch: 1, from, to, rows, ops, changes: changes.len() as u64, read: 0 };
+            let answer = encode_answer(&Taken::At(to.clone(), 0));
+            let batch = Absorb {
+                source: source(),
+                epoch: 1,
+                from,
+                to,
+                rows,
+                ops,
+                changes: changes.len() as u64,
+                read: 0,
+                settled: 0,
+            };
             *self.sequences.entry(PLACE).or_default() += changes.len() as u64;
             self.apply(PLACE, Command::Absorb(batch), answer)?;
             self.written(changes)
@@ -572,6 +581,7 @@ mod tests {
             partition: PartitionRule::Hash { columns: vec!["k".into()], regions: 1 },
             regions: vec![region],
             view: None,
+            indexes: BTreeMap::new(),
         }
     }
 
@@ -587,6 +597,7 @@ mod tests {
             partition: PartitionRule::Hash { columns: vec!["k".into()], regions: 1 },
             regions: vec![RegionDef { id: PLACE, replicas: BTreeMap::new() }],
             view: Some(Box::new(ViewDef { query, legs: vec![leg], chunk_rows: None, rate_limit: None })),
+            indexes: BTreeMap::new(),
         }
     }
 
@@ -595,6 +606,9 @@ mod tests {
             view: Box::new(view()),
             epoch: 0,
             round: 0,
+            takeovers: 0,
+            retries: 0,
+            rows: 0,
             done: None,
             upto: None,
             is_live: false,
@@ -644,7 +658,7 @@ mod tests {
         logs.batch(within(4, 2), &[(1, Some(9))]).unwrap();
         logs.batch(at(4), &[(3, Some(7)), (4, Some(6))]).unwrap();
         let second = Leg { epoch: 1, round: 2, done: Some(Sequence(4)), upto: Some(Sequence(6)), ..leg() };
-        logs.leg(LegStep::Round { done: 1, goes_live: false, at: Timestamp(0) }, second);
+        logs.leg(LegStep::Round { done: 1, goes_live: false, rows: 0, at: Timestamp(0) }, second);
         logs.batch(at(6), &[(1, None), (5, Some(8))]).unwrap();
         logs.views.judge_whole(&logs.model, &view()).unwrap();
         assert_eq!(logs.views.evaluations(), 5, "when it begins, at three batches, and as a whole");
@@ -682,7 +696,7 @@ mod tests {
         logs.batch(at(4), &[(1, Some(9)), (3, Some(7)), (4, Some(6))]).unwrap();
         logs.write(&[(3, Some(1)), (4, None)]);
         let second = Leg { epoch: 1, round: 2, done: Some(Sequence(4)), upto: Some(Sequence(6)), ..leg() };
-        logs.leg(LegStep::Round { done: 1, goes_live: false, at: Timestamp(0) }, second);
+        logs.leg(LegStep::Round { done: 1, goes_live: false, rows: 0, at: Timestamp(0) }, second);
         assert_eq!(logs.batch(at(6), &[(4, None)]).unwrap_err(), WRONG);
     }
 
