@@ -358,22 +358,26 @@ fn place(model: &crate::oracle::model::Model, table: &TableDef, key: &Key) -> Re
 fn jobs(rows: &RecordBatch) -> Vec<Job> {
     let column = |name: &str| rows.column_by_name(name).expect("a column of SHOW JOBS");
     let number = |name: &str, row| match Value::of_cell(column(name), row) {
-        Value::UInt(number) => number,
+        Value::UInt(number) => Some(number),
+        Value::Null => None,
         other => panic!("{name} of SHOW JOBS is {other}"),
     };
     let text = |name: &str, row| match Value::of_cell(column(name), row) {
         Value::String(text) => text,
         other => panic!("{name} of SHOW JOBS is {other}"),
     };
-    let job = |row| Job {
-        view: text("object", row),
-        state: text("state", row),
-        percent: number("percent", row),
-        regions_done: number("regions_done", row),
-        rows_done: number("rows_done", row),
-        rows: number("rows_estimate", row),
+    // What it does not say is not judged.
+    let job = |row| {
+        Some(Job {
+            view: text("object", row),
+            state: text("state", row),
+            percent: number("percent", row)?,
+            regions_done: number("regions_done", row)?,
+            rows_done: number("rows_done", row)?,
+            rows: number("rows_estimate", row)?,
+        })
     };
-    (0..rows.num_rows()).map(job).collect()
+    (0..rows.num_rows()).filter_map(job).collect()
 }
 
 /// Each row with its key.
