@@ -1,6 +1,6 @@
 //! A store by itself, on a disk in memory: one node, so that every group is one replica.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -345,7 +345,7 @@ async fn what_was_lent_takes_the_place_of_files_and_of_entries_that_were_never_c
 async fn filled_with_a_learner(world: &Arc<World>, disk: &MemoryDisk) -> Arc<Store> {
     let store = filled(world, disk).await;
     let joins = (ReplicaId(20), NodeId(2));
-    let change = Replacement { leaves: (ReplicaId(30), NodeId(3)), joins, stay: [replica(0)].into() };
+    let change = Replacement { leaves: (replica(0), NODE), joins, stay: BTreeSet::new() };
     store.replica(replica(0)).unwrap().group.add_learner(&change).await.unwrap();
     put(&store, 0, 2, None).await.unwrap();
     store.flush(region(0)).await.unwrap();
