@@ -1,31 +1,26 @@
 //! Writes and scans of one region.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use engine::clock::OsClock;
 use engine::disk::OsDisk;
 use engine::event::Events;
-use engine::frontend::Session;
 use engine::meta::catalog::{PartitionRule, TableDef};
-use engine::net::OsNet;
 use engine::options::Options;
 use engine::raft::{Change, Machine};
 use engine::region::request::{ScanRequest, WriteRequest};
-use engine::region::{Region, ReplicaSpec};
-use engine::server::message::Request;
-use engine::server::{Node, NodeConfig, Seams};
+use engine::region::{Buffer, Region, ReplicaSpec};
 use engine::types::{
-    Column, ColumnId, ColumnType, Incarnation, LogId, NodeId, RegionId, ReplicaId, Schema, TableId, encode_batch,
+    Column, ColumnId, ColumnType, Incarnation, LogId, RegionId, ReplicaId, Schema, TableId, encode_batch,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
+
+use crate::one::{NODE, One};
 
 /// Rows of one write.
 const BATCH: i64 = 500;
@@ -35,13 +30,12 @@ const ROWS: i64 = 50_000;
 /// A statement's whole way on a node of its own: session, split, raft, log with fsync, apply.
 #[divan::bench]
 fn insert(bencher: Bencher) {
-    let runtime = Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let session = runtime.block_on(node(&folder));
+    let one = One::start(Options::default(), Events::of(NODE));
+    one.sql("CREATE TABLE t (id BIGINT PRIMARY KEY, name STRING, value DOUBLE)");
     let mut first = 0;
     bencher.counter(ItemsCount::new(BATCH as u64)).bench_local(|| {
         first += BATCH;
-        runtime.block_on(session.insert("t", rows(first..first + BATCH))).unwrap()
+        one.wait(one.session.insert("t", rows(first..first + BATCH))).unwrap()
     });
 }
 
@@ -123,6 +117,7 @@ fn table() -> TableDef {
         partition: PartitionRule::Hash { columns: vec!["id".into()], regions: 1 },
         regions: Vec::new(),
         view: None,
+        indexes: Default::default(),
     }
 }
 
@@ -137,22 +132,25 @@ fn rows(ids: impl IntoIterator<Item = i64>) -> RecordBatch {
 async fn region(folder: &TempDir) -> Arc<Region> {
     let disk = Arc::new(OsDisk::new(folder.path()));
     engine::disk::Disk::create_dir(&*disk, "r1").await.unwrap();
+    // It flushes when it is told to, and never compacts.
+    let options = Options {
+        memtable_rows: u64::MAX,
+        memtable_bytes: u64::MAX,
+        compaction_active_runs: u64::MAX,
+        compaction_inactive_runs: u64::MAX,
+        compaction_small_files: u64::MAX,
+        ..Options::default()
+    };
     let spec = ReplicaSpec {
         replica: ReplicaId(1),
         folder: "r1".into(),
         incarnation: Incarnation(1),
         disk,
-        // It flushes when it is told to, and never compacts.
-        options: Arc::new(Options {
-            memtable_rows: u64::MAX,
-            memtable_bytes: u64::MAX,
-            compaction_active_runs: u64::MAX,
-            compaction_inactive_runs: u64::MAX,
-            compaction_small_files: u64::MAX,
-            ..Options::default()
-        }),
-        events: Events::of(NodeId(1)),
+        buffer: Buffer::new(&options, Events::of(NODE)),
+        options: Arc::new(options),
+        events: Events::of(NODE),
         compactions: Arc::new(Semaphore::new(1)),
+        fills: Arc::default(),
     };
     Region::create(spec, RegionId::new(TableId(1), 0), &table()).await.unwrap()
 }
@@ -170,35 +168,4 @@ async fn write(region: &Region, index: u64, ids: impl Iterator<Item = i64>) {
     };
     let (command, _) = region.validate(write).unwrap();
     region.apply(LogId { term: 1, index }, Change::Command(command)).await.unwrap();
-}
-
-/// A session of a cluster of one node, with an empty table.
-async fn node(folder: &TempDir) -> Session {
-    let (id, disk) = (NodeId(1), Arc::new(OsDisk::new(folder.path())));
-    let config = NodeConfig {
-        node: id,
-        listen: "127.0.0.1:0".into(),
-        // It calls nobody but itself.
-        nodes: BTreeMap::from([(id, "127.0.0.1:1".to_string())]),
-        options: Options::default(),
-    };
-    Node::init(&config, &*disk).await.unwrap();
-    let seams = Seams { disk, net: Arc::new(OsNet), clock: Arc::new(OsClock), events: Events::of(id) };
-    let (started, node) = tokio::sync::oneshot::channel();
-    let members = Node::meta_members(&config);
-    tokio::spawn(Node::run(config, seams, |node| {
-        let _ = started.send(node);
-    }));
-    let node: Node = node.await.unwrap();
-    let within = Duration::from_secs(10);
-    while node
-        .handle(NodeId(0), Request::InitGroup { region: RegionId::META, members: members.clone() }, within)
-        .await
-        .is_err()
-    {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let session = node.frontend().session();
-    session.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, name STRING, value DOUBLE)").await.unwrap();
-    session
 }
