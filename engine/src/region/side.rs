@@ -194,9 +194,11 @@ impl Sessions {
         }
     }
 
-    /// Answers remembered for the session: what bounds a client that never acknowledges.
-    pub fn remembered(&self, session: SessionId) -> u64 {
-        self.open.get(&session).map_or(0, |session| session.answered.len() as u64)
+    /// Answers remembered for the session, of statements from `acknowledged` on: what bounds a client that never acknowledges.
+    /// The others go with the next request that is applied.
+    pub fn remembered(&self, session: SessionId, acknowledged: u64) -> u64 {
+        let needed = |session: &Session| session.answered.range((acknowledged, 0)..).count() as u64;
+        self.open.get(&session).map_or(0, needed)
     }
 
     /// Remembers the outcome of `request`, forgets what its client has acknowledged, and forgets the sessions that were
@@ -241,7 +243,7 @@ mod tests {
         sessions.record(request(1, 3, 0), 2, answer(30), 9);
         assert_eq!(sessions.look(request(1, 1, 0)), Seen::Forgotten, "a late duplicate must not be applied again");
         assert_eq!(sessions.look(request(1, 2, 0)), Seen::Answered(answer(20)));
-        assert_eq!(sessions.remembered(SessionId(1)), 3);
+        assert_eq!([0, 2, 3, 4].map(|acknowledged| sessions.remembered(SessionId(1), acknowledged)), [3, 3, 1, 0]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::Region;
 use super::command::Command;
 use super::request::WriteRequest;
+use super::side::Seen;
 use crate::error::{Error, Invalid, Result};
 use crate::types::{MergeMode, Op, Schema, decode_batch, encode_keys};
 
@@ -33,9 +34,13 @@ impl Region {
             }
         };
         if let Some(request) = write.request {
-            let remembered =
-                self.state.lock().expect("no panic holds the lock").side.sessions.remembered(request.session);
-            if remembered >= self.spec.options.session_requests {
+            let (seen, remembered) = {
+                let state = self.state.lock().expect("no panic holds the lock");
+                let sessions = &state.side.sessions;
+                (sessions.look(request), sessions.remembered(request.session, write.acknowledged))
+            };
+            // One that was applied before adds no answer.
+            if seen == Seen::New && remembered >= self.spec.options.session_requests {
                 let what = format!("session {} has {remembered} answers that it did not acknowledge", request.session);
                 return Err(Error::Busy { what });
             }
