@@ -685,6 +685,9 @@ impl Store {
 
     async fn make_replica(self: &Arc<Self>, region: RegionId, replica: ReplicaId, table: &TableDef) -> Result<()> {
         let dropped = self.dropped.lock().await;
+        if *self.closing.borrow() {
+            return Err(Error::Stopped);
+        }
         if dropped.contains(&replica) {
             let message =
                 format!("replica {replica} of region {region} was dropped from this node and never comes back");
