@@ -659,3 +659,4 @@ async fn replicas_with_the_same_rows_have_the_same_checksum() {
     assert_eq!(second.checksum(altered).await.unwrap_err().code(), "schema_changed");
     assert_eq!(first.checksum(first.moment()).await.unwrap().rows, 0);
 }
+mod requests;
