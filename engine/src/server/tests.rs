@@ -477,3 +477,5 @@ async fn who_lends_a_damaged_file_hears_of_it() {
     assert_eq!(lender.lend(region(0), None).await.unwrap_err().code(), "busy", "nobody gets it from here any more");
     lender.close().await;
 }
+
+mod requests;

@@ -460,6 +460,8 @@ mod tests {
         sequences: BTreeMap<RegionId, u64>,
         /// The last position of the view.
         at: FillPosition,
+        /// Rows that were read for it, as its batches say.
+        read: u64,
     }
 
     /// Puts `(k, n)`; none: deletes `k`.
@@ -473,7 +475,7 @@ mod tests {
             model.learn(&view());
             let (fills, views) = (FillOracle::default(), ViewOracle::new(false));
             let (sequences, at) = (BTreeMap::new(), FillPosition::default());
-            let mut logs = Logs { model, fills, views, index: 0, sequences, at };
+            let mut logs = Logs { model, fills, views, index: 0, sequences, at, read: 0 };
             logs.apply(PLACE, Command::Begin, done()).unwrap();
             logs.written(&[]).unwrap();
             logs.write(rows);
@@ -537,7 +539,8 @@ mod tests {
         fn batch(&mut self, to: FillPosition, changes: &[Change]) -> Result<(), String> {
             let from = std::mem::replace(&mut self.at, to.clone());
             let (rows, ops) = encoded(changes);
-            let answer = encode_answer(&Taken::At(to.clone(), 0));
+            self.read += changes.len() as u64;
+            let answer = encode_answer(&Taken::At(to.clone(), self.read));
             let batch = Absorb {
                 source: source(),
                 epoch: 1,
@@ -546,7 +549,7 @@ mod tests {
                 rows,
                 ops,
                 changes: changes.len() as u64,
-                read: 0,
+                read: self.read,
                 settled: 0,
             };
             *self.sequences.entry(PLACE).or_default() += changes.len() as u64;
