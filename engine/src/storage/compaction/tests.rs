@@ -1,6 +1,7 @@
 //! Golden scripts: `testscripts/compaction/*`. Files are defined and the choice is printed.
 //!
-//! - `unit UNIT`, `strategy [window=N] [active=N] [inactive=N] [small=N] [inputs=N] [output=BYTES]`: what is not named stays
+//! - `unit UNIT`, `strategy [window=N] [active=N] [inactive=N] [small=N] [inputs=N] [output=BYTES] [strict=0|1]`: what is
+//!   not named stays
 //! - `file ID keys=FIRST..LAST times=FIRST..LAST bytes=N [level=N]`: times in units of the TIME INDEX; none: no TIME INDEX
 //! - `drop ID ..`
 //! - `runs`: how all files are cut into runs
@@ -65,6 +66,7 @@ impl goldenscript::Runner for Script {
                 strategy.small_files = number(&mut args, "small")?.unwrap_or(strategy.small_files);
                 strategy.max_inputs = number(&mut args, "inputs")?.unwrap_or(strategy.max_inputs);
                 strategy.output_bytes = number(&mut args, "output")?.unwrap_or(strategy.output_bytes);
+                strategy.is_strict = number(&mut args, "strict")?.map_or(strategy.is_strict, |strict: u8| strict == 1);
                 String::new()
             }
             "file" => {
@@ -180,5 +182,6 @@ fn names<'a>(ids: impl Iterator<Item = &'a FileId>) -> String {
 
 fn shown(pick: &Pick) -> String {
     let window = if pick.window == i64::MAX { "all".to_string() } else { pick.window.to_string() };
-    format!("window {window}: {}", names(pick.inputs.iter()))
+    let split = if pick.is_split { ", split" } else { "" };
+    format!("window {window}: {}{split}", names(pick.inputs.iter()))
 }
