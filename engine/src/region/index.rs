@@ -123,8 +123,10 @@ impl Region {
         index: &IndexDef,
         term: u64,
         from: Option<Key>,
-        limit: Limit,
+        (rows, bytes): (usize, usize),
     ) -> Result<(Chunk, u64)> {
+        // A chunk ends too when many versions were looked at in vain.
+        let limit = Limit { rows, bytes, taken: rows.saturating_mul(16) };
         let upto = self.visible();
         let version = self.version();
         let schema = version.schema();

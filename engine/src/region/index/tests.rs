@@ -211,7 +211,7 @@ impl Run {
 
     async fn chunk(&self, rows: usize) -> Option<Command> {
         let (index, backfill) = self.region.open_index()?;
-        let limit = Limit { rows, bytes: usize::MAX, taken: usize::MAX };
+        let limit = (rows, usize::MAX);
         Some(Command::Backfill(self.region.index_chunk(&index, 1, backfill.cursor, limit).await.unwrap().0))
     }
 

@@ -12,7 +12,6 @@ use super::Reader;
 use crate::error::{Error, Result};
 use crate::region::command::{Command, decode_outcome};
 use crate::region::index::Backfill;
-use crate::storage::merge::Limit;
 use crate::types::IndexDef;
 
 impl Reader<'_> {
@@ -44,8 +43,7 @@ impl Reader<'_> {
         let rows = index.rate_limit.map_or(options.fill_chunk_rows, |rate| rate.min(options.fill_chunk_rows));
         let bytes = options.fill_chunk_bytes.min(options.rpc_frame_bytes / 4);
         let [rows, bytes] = [rows, bytes].map(|limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
-        let limit = Limit { rows, bytes, taken: rows.saturating_mul(16) };
-        let (chunk, read) = self.region.index_chunk(index, self.term, backfill.cursor, limit).await?;
+        let (chunk, read) = self.region.index_chunk(index, self.term, backfill.cursor, (rows, bytes)).await?;
         let within = Duration::from_millis(options.statement_timeout_ms);
         let deposed = async {
             self.group.deposed().await;
