@@ -99,6 +99,15 @@ impl Clients {
         output
     }
 
+    /// Executes a statement of the harness whose answer tells of entries and times: it is no part of what clients were answered.
+    async fn look(&self, sql: &str) -> Result<Output> {
+        let output = self.session("oracle").execute_within(sql, Duration::from_secs(60)).await;
+        if let (Ok(Output::Rows { batches, .. }), Ok(Statement::ShowJobs)) = (&output, parse(sql)) {
+            self.told_of_jobs(batches);
+        }
+        output
+    }
+
     /// A client was told how far the fills are.
     fn told_of_jobs(&self, batches: &[RecordBatch]) {
         let judged = {
@@ -293,14 +302,13 @@ impl Clients {
     async fn compare_replicas(&self) -> Result<()> {
         let tables: BTreeSet<String> = self.hub.state().model.tables().map(|table| table.name.clone()).collect();
         for name in tables {
-            let rows =
-                match self.execute("oracle", &format!("ADMIN CHECKSUM TABLE {name}"), Duration::from_secs(60)).await {
-                    Ok(Output::Rows { batches, .. }) => as_text(&batches),
-                    // Dropped.
-                    Err(err) if err.code() == "unknown_table" => continue,
-                    Ok(_) => return Err(Error::Stopped),
-                    Err(err) => return Err(err),
-                };
+            let rows = match self.look(&format!("ADMIN CHECKSUM TABLE {name}")).await {
+                Ok(Output::Rows { batches, .. }) => as_text(&batches),
+                // Dropped.
+                Err(err) if err.code() == "unknown_table" => continue,
+                Ok(_) => return Err(Error::Stopped),
+                Err(err) => return Err(err),
+            };
             let rows = rows.map_err(|err| Error::Unknown { message: err.to_string() })?;
             self.fail_on(judge_checksums(&name, &rows));
         }
@@ -311,7 +319,7 @@ impl Clients {
     async fn compare_views(&self) -> Result<()> {
         let views = self.hub.state().views();
         if !views.is_empty() {
-            self.execute("oracle", "SHOW JOBS", Duration::from_secs(60)).await?;
+            self.look("SHOW JOBS").await?;
         }
         for (table, _) in views.into_iter().filter(|(_, view)| view.state == ViewState::Ready) {
             let shown = table.schema.columns().iter().filter(|column| !columns::is_hidden(&column.name));
